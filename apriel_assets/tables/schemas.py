@@ -1,0 +1,124 @@
+"""Every result table's columns, types and meaning: the one place where a column gets its name.
+
+The lake adds `recipe` (name) and `version` (data version of the asset that wrote the row) to each.
+"""
+
+import pyarrow as pa
+
+TableSpec = dict[str, tuple[pa.DataType, str]]
+
+_INT, _FLOAT, _TEXT, _BOOL = pa.int64(), pa.float64(), pa.string(), pa.bool_()
+
+TABLES: dict[str, TableSpec] = {
+    "completions": {
+        "task": (_TEXT, "task name"),
+        "problem_id": (_TEXT, "stable id of the problem's content"),
+        "sample": (_INT, "number of the completion within its problem, from 0"),
+        "prompt": (_TEXT, "prompt text"),
+        "completion": (_TEXT, "sampled text"),
+        "answer": (_TEXT, "reference answer"),
+        "correct": (_BOOL, "verifier's verdict"),
+        "finished": (_BOOL, "ended with the end-of-sequence token, not at the length limit"),
+        "temperature": (_FLOAT, "sampling temperature"),
+        "prompt_token_ids": (pa.list_(pa.int32()), "tokens of the prompt"),
+        "token_ids": (pa.list_(pa.int32()), "sampled tokens, end-of-sequence included"),
+        "log_probs": (pa.list_(pa.float32()), "teacher log-probability of each sampled token at T=1, nats"),
+    },
+    "layer_scores": {
+        "layer": (_INT, "decoder layer, from 0"),
+        "metric": (_TEXT, "what ranks: kl, accuracy or lm_eval"),
+        "importance": (_FLOAT, "what is lost without the layer's mixer; higher = more important; unit of the metric"),
+        "kl_nats": (_FLOAT, "KL(teacher without the mixer || teacher) per completion token, nats"),
+        "accuracy": (_FLOAT, "share of problems right without the mixer (null where not measured)"),
+        "rank": (_INT, "0 = least important, replaced first"),
+    },
+    "probes": {
+        "step": (_TEXT, "H-k step that the probe prepares, e.g. h7"),
+        "layer": (_INT, "decoder layer, from 0"),
+        "loss_nats": (_FLOAT, "mean loss over the last quarter of the probe's steps, nats per token"),
+        "first_loss_nats": (_FLOAT, "loss at the probe's first step, nats per token"),
+        "steps": (_INT, "distillation steps of the probe"),
+        "rank": (_INT, "0 = lowest loss, replaced first"),
+    },
+    "training": {
+        "model": (_TEXT, "checkpoint that this run trained, e.g. h6, sft"),
+        "step": (_INT, "optimiser step, from 1"),
+        "loss_nats": (_FLOAT, "mean loss over the batch's valid tokens, nats per token"),
+        "grad_norm": (_FLOAT, "gradient norm before clipping"),
+        "learning_rate": (_FLOAT, "AdamW learning rate at this step"),
+        "tokens": (_INT, "valid (loss-carrying) tokens seen so far"),
+        "tokens_per_s": (_FLOAT, "all tokens of the step over its wall time"),
+    },
+    "evals": {
+        "model": (_TEXT, "teacher, h<k>, sft, merge"),
+        "task": (_TEXT, "task name"),
+        "metric": (_TEXT, "accuracy, reverse_kl_nats or forward_kl_nats"),
+        "value": (_FLOAT, "mean over problems (accuracy) or completion tokens (KL)"),
+        "low": (_FLOAT, "lower end of the 95% bootstrap interval over problems"),
+        "high": (_FLOAT, "upper end of the 95% bootstrap interval over problems"),
+        "num_problems": (_INT, "problems evaluated"),
+        "seed": (_INT, "seed of the problem draw"),
+    },
+    "throughput": {
+        "model": (_TEXT, "teacher, h<k>, sft, merge"),
+        "phase": (_TEXT, "prefill or decode"),
+        "context_tokens": (_INT, "tokens in the cache when decoding starts, or prompt length"),
+        "batch_size": (_INT, "sequences at once"),
+        "tokens_per_s": (_FLOAT, "median over repeats, all sequences together"),
+        "seconds_low": (_FLOAT, "fastest repeat, seconds"),
+        "seconds_high": (_FLOAT, "slowest repeat, seconds"),
+        "modelled_speedup": (_FLOAT, "decode bytes (or prefill FLOP) of the all-FA model over this one's"),
+        "cache_bytes": (_INT, "KV cache and recurrent state of the batch at this context"),
+        "device": (_TEXT, "device name"),
+    },
+    "checkpoints": {
+        "model": (_TEXT, "teacher, h<k>, sft, merge"),
+        "kind": (_TEXT, "teacher, progressive, sft or merge"),
+        "parent": (_TEXT, "checkpoint it started from (null for the teacher)"),
+        "placement": (pa.list_(pa.string()), "mixer of each layer, first layer first"),
+        "num_replaced": (_INT, "layers without full attention"),
+        "loss_nats": (_FLOAT, "training loss over the last tenth of the steps, nats per token"),
+        "steps": (_INT, "optimiser steps of this stage"),
+        "tokens": (_INT, "loss-carrying tokens of this stage"),
+        "total_tokens": (_INT, "loss-carrying tokens of this stage and all before it"),
+        "seconds": (_FLOAT, "training wall time of this stage"),
+        "num_parameters": (_INT, "parameters, tied ones counted once"),
+        "file_bytes": (_INT, "size of the weights on disk"),
+        "path": (_TEXT, "checkpoint directory, relative to the home"),
+    },
+    "published": {
+        "source": (_TEXT, "h1 (15B teacher, 50 layers) or supernet (15B, 48 layers) or field"),
+        "model": (_TEXT, "published name"),
+        "num_layers": (_INT, "decoder layers"),
+        "num_replaced": (_INT, "layers without full attention"),
+        "placement_counts": (_TEXT, "layers of each mixer, as published"),
+        "speedup": (_FLOAT, "published decode throughput over the teacher's"),
+        "quality": (_FLOAT, "published mean of the evals, or share of the teacher's quality"),
+        "tokens_b": (_FLOAT, "training tokens, billions"),
+    },
+}
+
+LAKE_COLUMNS: TableSpec = {
+    "recipe": (_TEXT, "recipe that the row belongs to"),
+    "version": (_TEXT, "data version of the asset that wrote the row"),
+}
+
+
+def table_schema(name: str) -> pa.Schema:
+    """Return the Arrow schema of a table, without the columns that the lake adds; descriptions as field metadata."""
+    return pa.schema(
+        [pa.field(column, dtype, metadata={"description": text}) for column, (dtype, text) in TABLES[name].items()]
+    )
+
+
+def to_table(name: str, rows: list[dict]) -> pa.Table:
+    """Build a table from row dicts in the schema's column order.
+
+    Raises:
+        KeyError: a row has a column that the schema lacks. Missing columns become null.
+    """
+    allowed = set(TABLES[name])
+    for row in rows:
+        if unknown := set(row) - allowed:
+            raise KeyError(f"{sorted(unknown)} not in table {name}; it has {sorted(allowed)}")
+    return pa.Table.from_pylist(rows, schema=table_schema(name))
