@@ -1,0 +1,128 @@
+"""Problem texts from a JSONL or Parquet file, or from a hub data set: one problem a row."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from apriel_assets.errors import UserError
+from apriel_assets.evaluation.tasks.answers import extract_answer
+from apriel_assets.evaluation.tasks.specs import TaskSpec
+
+Row = tuple[str, Mapping[str, Any]]  # where it stands, for errors; its columns
+
+
+class ProblemText(NamedTuple):
+    """What one row says, columns picked by the spec."""
+
+    prompt: str  # in its template
+    trace: str  # brings the white space that separates it from the prompt
+    answer: str  # extracted, normalised
+    content: str  # what makes two rows the same problem
+
+
+def read_rows(spec: TaskSpec) -> list[ProblemText]:
+    """Return every row of a file or hub data set, in its order, repeated prompts included.
+
+    Raises:
+        UserError: naming the file and line (or row) of what is missing, malformed, empty or no text.
+    """
+    rows = _read_file(Path(spec.file).expanduser()) if spec.file else _read_hub(spec)
+    texts = [_to_text(spec, where, row) for where, row in rows]
+    if not texts:
+        raise UserError(f"{spec.file or spec.hub} has no rows; a task needs one problem a row")
+    return texts
+
+
+def _read_file(path: Path) -> Iterable[Row]:
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise UserError(f"{path} is neither .jsonl nor .parquet; convert it to one of them")
+    if not path.is_file():
+        raise UserError(f"no file {path}; check the task's file: in the recipe")
+    return readers[path.suffix](path)
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        where = f"{path} line {number}"
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where} is not UTF-8 (byte {error.start}: {error.reason})") from error
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is malformed JSON: {error.msg} at column {error.colno}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where} holds {type(row).__name__}; each line must be one JSON object")
+        yield where, row
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is no readable Parquet file: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{path} row {number}", row
+
+
+def _read_hub(spec: TaskSpec) -> Iterator[Row]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise UserError(f"hub data {spec.hub} needs `datasets`: pip install 'apriel-assets[hub]'") from error
+    try:
+        rows = datasets.load_dataset(
+            spec.hub, spec.hub_subset, split=spec.hub_split, revision=spec.hub_revision
+        )
+    except Exception as error:  # datasets raises a dozen types: unknown id, subset, split, no network
+        raise UserError(
+            f"hub data {spec.hub} (subset {spec.hub_subset}, split {spec.hub_split}) cannot be loaded: {error}"
+        ) from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{spec.hub} row {number}", row
+
+
+def _to_text(spec: TaskSpec, where: str, row: Mapping[str, Any]) -> ProblemText:
+    question = _text(where, row, spec.prompt_field)
+    answer_text = _text(where, row, spec.answer_field)
+    answer = extract_answer(answer_text, spec.answer_match, spec.answer_pattern)
+    if answer is None:
+        raise UserError(
+            f"{where}: {spec.answer_match} {spec.answer_pattern or ''} finds no answer in {spec.answer_field!r} "
+            f"({answer_text[:60]!r}); change answer_match or answer_pattern"
+        )
+    prompt = spec.prompt_template.replace("{prompt}", question)
+    trace = _text(where, row, _trace_field(spec, row))
+    if not prompt[-1].isspace() and not trace[0].isspace():
+        trace = " " + trace
+    return ProblemText(prompt=prompt, trace=trace, answer=answer, content=" ".join(question.split()))
+
+
+def _trace_field(spec: TaskSpec, row: Mapping[str, Any]) -> str:
+    if spec.trace_field is not None:
+        return spec.trace_field
+    return next((name for name in ("trace", "completion") if name in row), spec.answer_field)
+
+
+def _text(where: str, row: Mapping[str, Any], column: str) -> str:
+    """Return a column's text; numbers are written out, since answers often are numbers."""
+    if column not in row:
+        raise UserError(
+            f"{where} has no {column!r} but {', '.join(map(str, row))}: set the task's *_field keys"
+        )
+    value = row[column]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {column!r} is {type(value).__name__}, not text; convert it")
+    if not value.strip():
+        raise UserError(f"{where}: {column!r} is empty; fill it or remove the row")
+    return value
