@@ -1,0 +1,40 @@
+# Set-up and the main job, the tests, the UI. Needs Python >= 3.11, pip and make; nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HOME_DIR ?= $(if $(APRIEL_HOME),$(APRIEL_HOME),$(CURDIR)/.apriel)
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test ui lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/apriel run --recipe quickstart --home "$(HOME_DIR)"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+ui: $(VENV)/.installed
+	mkdir -p "$(HOME_DIR)/dagster"
+	APRIEL_HOME="$(HOME_DIR)" DAGSTER_HOME="$(HOME_DIR)/dagster" $(BIN)/dagster dev -w workspace.yaml
+
+# torch first and by its exact version: asked for by range, pip takes a build with gigabytes of CUDA libraries.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[dev,hub,lm-eval]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,74 @@
+"""How builders read the models and traces that other assets made."""
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.hybrid.specs import TeacherSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from apriel_assets.hybrid.model import HybridForCausalLM
+
+CHECKPOINT = "checkpoint"
+TEACHER = "teacher.json"
+
+
+def load_teacher_model(job: Job) -> "tuple[HybridForCausalLM, PreTrainedTokenizerBase]":
+    """Return the teacher as an all-FA hybrid, and its tokenizer. Shared within the process: do not change it."""
+    return _teacher(job.input("teacher").path)
+
+
+def load_checkpoint(job: Job, asset: str) -> "HybridForCausalLM":
+    """Return a fresh copy of the hybrid that an asset made; the caller may change it."""
+    from transformers import AutoModelForCausalLM
+
+    import apriel_assets.hybrid.model  # noqa: F401  registers the architecture
+
+    if asset == "teacher":
+        teacher, _ = load_teacher_model(job)
+        return type(teacher).from_teacher(teacher.backbone, copy=True)
+    return AutoModelForCausalLM.from_pretrained(job.input(asset).path / CHECKPOINT)
+
+
+def load_model_once(job: Job, asset: str) -> "HybridForCausalLM":
+    """Return the hybrid that an asset made; shared within the process: do not change it."""
+    if asset == "teacher":
+        return load_teacher_model(job)[0]
+    return _checkpoint(job.input(asset).path)
+
+
+def teacher_spec(path: Path) -> TeacherSpec:
+    """Return where the teacher asset says the weights are."""
+    return TeacherSpec(**json.loads((path / TEACHER).read_text())["load_from"])
+
+
+# Two: a partitioned eval holds the teacher and one student, and a large model must not stay longer than needed.
+@functools.lru_cache(maxsize=1)
+def _teacher(path: Path) -> "tuple[HybridForCausalLM, Any]":
+    from apriel_assets.hybrid.model import HybridForCausalLM
+    from apriel_assets.hybrid.teacher import load_teacher
+
+    model, tokenizer = load_teacher(teacher_spec(path))
+    return HybridForCausalLM.from_teacher(model, copy=False).eval(), tokenizer
+
+
+@functools.lru_cache(maxsize=1)
+def _checkpoint(path: Path) -> "HybridForCausalLM":
+    from transformers import AutoModelForCausalLM
+
+    import apriel_assets.hybrid.model  # noqa: F401  registers the architecture
+
+    return AutoModelForCausalLM.from_pretrained(path / CHECKPOINT).eval()
+
+
+def problems_of(rows: pa.Table) -> list[Any]:
+    """Return the rows of a traces artifact as problems."""
+    from apriel_assets.evaluation.tasks.problems import Problem
+
+    return [Problem(**row) for row in rows.to_pylist()]

@@ -1,0 +1,66 @@
+"""What people look at: the leaderboard and the report page."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from apriel_assets.assets.artifact_asset import AssetPlan, Job
+from apriel_assets.assets.task_keys import task_key
+from apriel_assets.recipe import Recipe
+from resources.artifact_store import Artifact
+from resources.provenance import environment
+
+PAGE = "report.html"
+
+
+def build_leaderboard(job: Job, *, models: tuple[str, ...], tasks: tuple[str, ...]) -> None:
+    """One row per model: quality with its interval, KL, speed-up, tokens."""
+    from apriel_assets.reporting.summary import leaderboard_table
+
+    job.draft.tables["leaderboard"] = leaderboard_table(input_tables(job))
+
+
+def build_report(job: Job, *, recipe: str) -> None:
+    """One self-contained HTML page with all tables and pictures of the recipe."""
+    from apriel_assets.reporting.report import render_report
+
+    page = render_report(input_tables(job), recipe=recipe, provenance=environment())
+    (job.draft.path / PAGE).write_text(page)
+
+
+def input_tables(job: Job) -> dict[str, pa.Table]:
+    """Return the rows of all inputs, by table."""
+    artifacts: list[Artifact] = [artifact for parts in job.inputs.values() for artifact in parts.values()]
+    parts: dict[str, list[pa.Table]] = {}
+    for artifact in artifacts:
+        for name in artifact.table_names:
+            parts.setdefault(name, []).append(artifact.table(name))
+    return {name: pa.concat_tables(tables, promote_options="default") for name, tables in parts.items()}
+
+
+def result_assets(
+    recipe: Recipe, models: Sequence[AssetPlan], evals: Sequence[AssetPlan], others: Sequence[AssetPlan]
+) -> list[AssetPlan]:
+    """Return the leaderboard and the report, which read everything before them."""
+    leaderboard = AssetPlan(
+        key="leaderboard",
+        group="results",
+        build=build_leaderboard,
+        reads={
+            "models": tuple(model.key for model in models),
+            "tasks": tuple(task_key(task) for task in recipe.evals.tasks),
+        },
+        inputs=(*models, *evals),
+        kinds=("parquet",),
+        recipe=recipe.name,
+    )
+    report = AssetPlan(
+        key="report",
+        group="results",
+        build=build_report,
+        reads={"recipe": recipe.name},
+        inputs=(*models, *evals, *others, leaderboard),
+        kinds=("html",),
+        recipe=recipe.name,
+    )
+    return [leaderboard, report]

@@ -1,0 +1,149 @@
+"""The `apriel` command: run, plan, query, report.
+
+Here: arguments, what the terminal shows, exit codes. Not here: deciding what is stale (planning) or doing it (assets).
+Heavy imports stay inside the commands, so that `--help` and wrong arguments answer at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from apriel_assets.errors import UserError
+
+if TYPE_CHECKING:
+    from apriel_assets.workspace import Workspace
+
+app = typer.Typer(
+    help="Turn a full-attention LLM into hybrids you can trust and ship.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="YAML file, or the name of a shipped recipe.")]
+HomeOption = Annotated[Path | None, typer.Option("--home", help="Where artifacts live; else $APRIEL_HOME, else ./.apriel.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Overlay one recipe key: section.key=value. May be repeated.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback()
+def _main() -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: RecipeOption = None,
+    home: HomeOption = None,
+    overlays: SetOption = None,
+    select: Annotated[
+        str | None,
+        typer.Option("--select", help="Only these assets and what they need: h1/h6,evals/* or a group name."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring everything that the recipe asks for up to date. Runs nothing if nothing is stale."""
+    from apriel_assets import terminal
+    from apriel_assets.workspace import open_workspace
+
+    with open_workspace(recipe, home, overlays or (), write=True) as workspace:
+        with terminal.run_display(quiet=as_json) as display:
+            done = workspace.run(select.split(",") if select else None, on_plan=display.on_plan)
+        if as_json:
+            _print_json({"home": str(workspace.home), "ran": [[row.asset, row.partition] for row in done]})
+        else:
+            terminal.print_outcome(workspace, len(done))
+
+
+@app.command()
+def plan(
+    recipe: RecipeOption = None, home: HomeOption = None, overlays: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Show what would run, per asset and partition, and why. Runs nothing."""
+    from apriel_assets import terminal
+    from apriel_assets.workspace import open_workspace
+
+    with open_workspace(recipe, home, overlays or ()) as workspace:
+        found = workspace.plan()
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        terminal.print_plan(found)
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SQL statement over the result tables, e.g. from evals limit 5.")],
+    home: HomeOption = None,
+    output: Annotated[str, typer.Option("--format", help="table, json or csv")] = "table",
+    as_json: JsonOption = False,
+) -> None:
+    """Run read-only SQL over the result tables. Works while a run is writing."""
+    from apriel_assets import terminal
+    from resources.home import find_home
+    from resources.lake import Lake
+
+    allowed = ("table", "json", "csv")
+    if output not in allowed:
+        raise UserError(f"--format {output}: not a format; choose one of {', '.join(allowed)}")
+    columns, rows = Lake(find_home(home)).query(sql)
+    terminal.print_rows(columns, rows, "json" if as_json else output)
+
+
+@app.command()
+def report(
+    recipe: RecipeOption = None, home: HomeOption = None, overlays: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Write one self-contained HTML page from the result tables and print its path."""
+    from apriel_assets.workspace import open_workspace
+
+    with open_workspace(recipe, home, overlays or ()) as workspace:
+        path = workspace.write_report()
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        typer.echo(path)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=1))
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn user errors into one line and exit 2, Ctrl-C into exit 130; anything else is our bug: a traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"apriel: {error}", file=sys.stderr)
+        sys.exit(2)
+    except click.ClickException as error:
+        print(f"apriel: {error.format_message()}; see `apriel --help`", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output has gone (`apriel query ... | head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (KeyboardInterrupt, click.Abort):
+        print("apriel: interrupted; finished work is kept, `apriel run` continues from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the `apriel` command."""
+    with exit_codes():
+        result = app(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

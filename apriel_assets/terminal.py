@@ -1,0 +1,127 @@
+"""What the commands show: progress bars, the plan, result rows, the final table."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from apriel_assets.planning.plan import Plan
+from apriel_assets.workspace import Workspace
+from resources import listeners
+
+
+class RunDisplay:
+    """A bar for the whole plan and one for the step that reports progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._whole = progress.add_task("plan", total=None, figures="")
+        self._steps: dict[str, TaskID] = {}
+        self._total: int | None = None
+
+    def on_plan(self, plan: Plan) -> None:
+        """Show how much of what was ever planned in this run is done."""
+        for task in self._steps.values():
+            self._progress.remove_task(task)
+        self._steps.clear()
+        names = [row.asset + (f"[{row.partition}]" if row.partition else "") for row in plan.rows]
+        # What is stale only through an upstream change is not in the first plan, so the total can grow.
+        upcoming = len(plan.rows) + len(plan.downstream)
+        self._total = max(self._total or 0, upcoming)
+        self._progress.update(
+            self._whole,
+            description="all assets",
+            total=self._total or 1,
+            completed=(self._total - upcoming) if self._total else 1,
+            figures=f"next: {names[0]}" if names else "up to date",
+        )
+
+    def on_progress(self, step: str, done: int, total: int, figures: dict[str, float]) -> None:
+        """Show one step's progress and its latest figures."""
+        if step not in self._steps:
+            self._steps[step] = self._progress.add_task(step, total=total, figures="")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._progress.update(self._steps[step], completed=done, total=total, figures=shown)
+
+
+@contextmanager
+def run_display(*, quiet: bool) -> Iterator[RunDisplay]:
+    """Show a run's progress on stderr; `quiet` shows nothing."""
+    console = Console(stderr=True, quiet=quiet)
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}", style="dim"),
+    ]
+    with Progress(*columns, console=console) as progress:
+        display = RunDisplay(progress)
+        with listeners.listening(display.on_progress):
+            yield display
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what would run and why, and what may follow."""
+    console = Console()
+    if not plan.rows:
+        console.print("Up to date: nothing would run.")
+        return
+    table = Table("asset", "partition", "why", "last took", title=f"{len(plan.rows)} to run", title_justify="left")
+    for row in plan.rows:
+        seconds = "not known" if row.seconds is None else f"{row.seconds:.1f} s"
+        table.add_row(Text(row.asset), Text(row.partition or ""), Text(row.reason), seconds)
+    console.print(table)
+    if plan.downstream:
+        console.print(Text(f"May follow, if what they are made from changes: {', '.join(plan.downstream)}"))
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> None:
+    """Print query results as a table, JSON (list of objects) or CSV."""
+    if output == "json":
+        sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str) + "\n")
+    elif output == "csv":
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        sys.stdout.write(buffer.getvalue())
+    else:
+        table = Table(*(Text(column) for column in columns))
+        for row in rows:
+            table.add_row(*(Text(_cell(value)) for value in row))
+        Console().print(table)
+        Console().print(f"{len(rows)} rows")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def print_outcome(workspace: Workspace, num_run: int) -> None:
+    """Print the leaderboard and where everything is."""
+    from apriel_assets.reporting.summary import summary_columns, summary_rows
+    from apriel_assets.tables.schemas import TABLES
+
+    console = Console()
+    tables = {name: workspace.lake.read(name, workspace.recipe.name) for name in TABLES}
+    rows = summary_rows(tables)
+    if rows:
+        table = Table(title=f"{workspace.recipe.name}", title_justify="left")
+        for name, heading in summary_columns().items():
+            table.add_column(heading, justify="left" if name == "model" else "right")
+        for row in rows:
+            table.add_row(*(Text(row[name]) for name in summary_columns()))
+        console.print(table)
+    console.print(f"{num_run} assets and partitions were run." if num_run else "Up to date: nothing was run.")
+    console.print(Text(f"Report   {workspace.write_report()}"))
+    console.print(Text(f"UI       APRIEL_HOME={workspace.home} make ui, then http://127.0.0.1:3000"))
+    console.print(Text(f'SQL      apriel query "from evals limit 5" --home {workspace.home}'))

@@ -1,0 +1,88 @@
+"""A recipe and a home, opened together: what every command and the code location start from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.definitions import build_defs, plan_assets
+from apriel_assets.planning.execute import bring_up_to_date, select
+from apriel_assets.planning.plan import Plan, PlanRow, make_plan
+from apriel_assets.recipe import Recipe, load_recipe, save_recipe
+from resources.home import find_home, open_instance, prepare_home, run_lock
+from resources.lake import Lake
+from resources.artifact_store import ArtifactStore
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One recipe applied to one home."""
+
+    recipe: Recipe
+    home: Path
+    instance: dg.DagsterInstance
+    assets: dict[str, AssetPlan]
+    defs: dg.Definitions
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.home)
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.home)
+
+    def plan(self) -> Plan:
+        """Return what is stale now."""
+        return make_plan(self.assets, self.defs, self.instance, self.store)
+
+    def run(
+        self, patterns: Sequence[str] | None = None, *, on_plan: Callable[[Plan], None] = lambda plan: None
+    ) -> list[PlanRow]:
+        """Rebuild what is stale (of the selected assets and what they need); return what ran."""
+        selection = select(self.assets, patterns) if patterns else None
+        save_recipe(self.recipe, self.home)
+        self.lake.prune(
+            self.recipe.name,
+            ((key, partition) for key, asset in self.assets.items() for partition in asset.partition_keys),
+        )
+        return bring_up_to_date(
+            self.assets, self.defs, self.instance, self.store, selection=selection, on_plan=on_plan
+        )
+
+    def write_report(self) -> Path:
+        """Write the report page from what the lake holds now; return its path."""
+        from apriel_assets.reporting.report import render_report
+        from apriel_assets.tables.schemas import TABLES
+        from resources.atomic import replaced_file
+        from resources.provenance import environment
+
+        tables = {name: self.lake.read(name, self.recipe.name) for name in TABLES}
+        page = render_report(tables, recipe=self.recipe.name, provenance=environment())
+        with replaced_file(self.home / REPORT) as temporary:
+            temporary.write_text(page)
+        return self.home / REPORT
+
+
+@contextmanager
+def open_workspace(
+    recipe: str | None, home: Path | None, overlays: Sequence[str] = (), *, write: bool = False
+) -> Iterator[Workspace]:
+    """Load the recipe and open the home; with `write`, hold the home's run lock.
+
+    Raises:
+        UserError: a wrong recipe, a home that cannot be written, another run on it.
+    """
+    loaded = load_recipe(recipe or "quickstart", overlays)
+    path = find_home(home)
+    prepare_home(path)
+    with run_lock(path) if write else nullcontext(), open_instance(path) as instance:
+        assets = plan_assets(loaded)
+        yield Workspace(
+            recipe=loaded, home=path, instance=instance, assets=assets, defs=build_defs(loaded, path)
+        )

@@ -1,0 +1,154 @@
+"""Immutable, input-addressed artifacts: the same inputs and code give the same address, so nothing is built twice.
+
+An artifact is a directory `artifacts/<asset>/<address>/` with its payload and `provenance.json`. It appears in
+one step when it is complete. An edit of the recipe gives another address; undoing the edit finds the old one.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from resources.atomic import created_directory
+
+PROVENANCE = "provenance.json"
+
+
+def digest(content: Any, length: int = 16) -> str:
+    """Return the first `length` hex digits of the SHA-256 of `content` as canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A complete artifact on disk."""
+
+    path: Path
+    provenance: dict[str, Any]
+
+    @property
+    def address(self) -> str:
+        return self.provenance["address"]
+
+    @property
+    def data_version(self) -> str:
+        return self.provenance["data_version"]
+
+    @property
+    def table_names(self) -> list[str]:
+        return sorted(path.stem for path in self.path.glob("tables/*.parquet"))
+
+    def table(self, name: str) -> pa.Table:
+        """Read one of the result tables that this artifact's asset produced."""
+        return pq.read_table(self.path / "tables" / f"{name}.parquet")
+
+    def damage(self) -> str | None:
+        """Say what is missing or has another size than was written, or None. Reads no content."""
+        for name, facts in self.provenance["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != facts["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, {facts['bytes']} were written"
+        return None
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """An artifact under construction: write the payload under `path`, tables and figures here."""
+
+    path: Path
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)  # seconds, tokens, peak memory...: kept in provenance
+    data_version: str | None = None  # None: the address
+
+
+@dataclass(frozen=True)
+class ArtifactStore:
+    """All artifacts of one home. Several processes may use it at once."""
+
+    home: Path
+
+    def directory(self, asset: str, address: str) -> Path:
+        return self.home / "artifacts" / asset / address
+
+    def work_directory(self, asset: str, address: str) -> Path:
+        """Return where a build that can resume keeps its state; removed when the artifact is complete."""
+        return self.home / "work" / asset / address
+
+    def address(
+        self, asset: str, code_version: str, inputs: Mapping[str, str], partition: str | None = None
+    ) -> str:
+        """Return the address of what `asset` makes from these input data versions with this code and recipe."""
+        return digest([asset, code_version, dict(inputs), partition])
+
+    def find(self, asset: str, address: str) -> Artifact | None:
+        """Return the artifact at this address, or None if it is absent or visibly damaged."""
+        path = self.directory(asset, address)
+        try:
+            provenance = json.loads((path / PROVENANCE).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        artifact = Artifact(path=path, provenance=provenance)
+        return None if artifact.damage() else artifact
+
+    @contextlib.contextmanager
+    def create(self, asset: str, address: str, provenance: Mapping[str, Any]) -> Iterator[Draft]:
+        """Yield a draft; when the block ends well, it is published whole, with hashes of every file."""
+        final = self.directory(asset, address)
+        if final.exists() and self.find(asset, address) is None:
+            shutil.rmtree(final)  # damaged: its content can be made again, and a half directory would shadow it
+        started = time.time()
+        with created_directory(final) as temporary:
+            draft = Draft(path=temporary)
+            yield draft
+            if draft.tables:
+                (temporary / "tables").mkdir()
+            for name, table in draft.tables.items():
+                pq.write_table(table, temporary / "tables" / f"{name}.parquet")
+            record = {
+                **provenance,
+                "address": address,
+                "asset": asset,
+                "data_version": draft.data_version or address,
+                "figures": {"seconds": time.time() - started, **draft.figures},
+                "finished_unix_s": time.time(),
+                "files": _file_facts(temporary),
+            }
+            (temporary / PROVENANCE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        shutil.rmtree(self.work_directory(asset, address), ignore_errors=True)
+
+    def get_or_create(
+        self, asset: str, address: str, provenance: Mapping[str, Any], build: Callable[[Draft], None]
+    ) -> tuple[Artifact, bool]:
+        """Return the artifact and whether it was built now (False: it was there already)."""
+        if (artifact := self.find(asset, address)) is not None:
+            return artifact, False
+        with self.create(asset, address, provenance) as draft:
+            build(draft)
+        artifact = self.find(asset, address)
+        assert artifact is not None, f"{asset}/{address} vanished after it was written"
+        return artifact, True
+
+
+def _file_facts(directory: Path) -> dict[str, dict[str, Any]]:
+    return {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }

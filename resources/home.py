@@ -1,0 +1,93 @@
+"""The home directory: where artifacts, tables and Dagster's own records of one project live."""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+
+from apriel_assets.errors import UserError
+from resources.artifact_store import ArtifactStore
+from resources.lake import Lake
+
+DAGSTER_YAML = """\
+telemetry:
+  enabled: false
+concurrency:
+  runs:
+    max_concurrent_runs: 1
+"""
+
+
+class Home(dg.ConfigurableResource):
+    """One home directory: `artifacts/`, `work/`, `lake/`, `catalog.duckdb`, `dagster/`, `recipe.yaml`."""
+
+    path: str
+
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(Path(self.path))
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(Path(self.path))
+
+
+def find_home(given: Path | None) -> Path:
+    """Return the home to use: `given`, else `APRIEL_HOME`, else `./.apriel`; absolute."""
+    return (given or Path(os.environ.get("APRIEL_HOME") or ".apriel")).expanduser().absolute()
+
+
+def prepare_home(path: Path) -> None:
+    """Create what is missing of a home.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    config = path / "dagster" / "dagster.yaml"
+    try:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+        if not config.exists():
+            config.write_text(DAGSTER_YAML)
+    except OSError as error:
+        raise UserError(f"cannot write to the home {path}: {error.strerror}; {_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and run again, nothing that was finished is lost"
+    return "choose another with --home or APRIEL_HOME"
+
+
+def open_instance(path: Path) -> dg.DagsterInstance:
+    """Open Dagster's records of this home (runs, events, materializations)."""
+    return dg.DagsterInstance.from_config(str(path / "dagster"))
+
+
+@contextlib.contextmanager
+def run_lock(path: Path) -> Iterator[None]:
+    """Hold the home's run lock; the kernel frees it when the holder dies, however it dies.
+
+    Raises:
+        UserError: another process holds it (named by pid).
+    """
+    handle = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"another `apriel run` (pid {holder}) works on {path}; wait for it or use another --home"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,97 @@
+"""Tables are replaced as a whole, readers never see a mix, and the catalog refuses writes and foreign files."""
+
+import threading
+
+import pytest
+
+from apriel_assets.errors import UserError
+from apriel_assets.tables.schemas import TABLES, to_table
+from resources.lake import Lake
+
+
+def rows(value, count=3):
+    row = {"model": "h4", "task": "recall", "metric": "accuracy", "value": float(value), "num_problems": count}
+    return to_table("evals", [row] * count)
+
+
+@pytest.fixture
+def lake(tmp_path):
+    lake = Lake(tmp_path)
+    lake.publish({"evals": rows(1)}, recipe="r", asset="evals/h4", version="v1", partition="recall")
+    return lake
+
+
+def test_rerun_replaces_and_never_appends(lake):
+    lake.publish({"evals": rows(2)}, recipe="r", asset="evals/h4", version="v2", partition="recall")
+    assert lake.query("select count(*), min(value), min(version) from evals")[1] == [(3, 2.0, "v2")]
+
+
+def test_every_table_has_a_view_with_its_columns_also_when_empty(lake):
+    for name, columns in TABLES.items():
+        found, _ = lake.query(f'select * from "{name}" limit 0')
+        assert set(found) == {*columns, "recipe", "version"}
+
+
+def test_published_figures_are_there(lake):
+    assert lake.query("select count(*) from published")[1][0][0] > 0
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "create table t (a int)",
+        "drop view evals",
+        "copy (select 1) to 'x.csv'",
+        "select * from read_text('/etc/passwd')",
+        "select * from read_csv('/etc/passwd')",
+        "attach '/tmp/other.duckdb'",
+        "install httpfs",
+        "set enable_external_access = true",
+        "select 1; select 2",
+        "selec 1",
+        "",
+    ],
+)
+def test_catalog_refuses_writes_foreign_files_and_nonsense_in_one_line(lake, sql):
+    with pytest.raises(UserError) as error:
+        lake.query(sql)
+    assert "\n" not in str(error.value)
+    assert lake.query("select count(*) from evals")[1] == [(3,)]
+
+
+def test_reader_sees_whole_tables_while_a_writer_replaces_them(lake):
+    stop = threading.Event()
+
+    def write():
+        value = 0
+        while not stop.is_set():
+            value += 1
+            lake.publish({"evals": rows(value)}, recipe="r", asset="evals/h4", version=str(value), partition="recall")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(40):
+            ((count, low, high),) = lake.query("select count(*), min(value), max(value) from evals")[1]
+            assert count == 3
+            assert low == high
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_moved_home_still_answers(lake, tmp_path):
+    moved = tmp_path.with_name(tmp_path.name + "-moved")
+    tmp_path.rename(moved)
+    assert Lake(moved).query("select count(*) from evals")[1] == [(3,)]
+
+
+def test_prune_drops_what_the_recipe_no_longer_has(lake):
+    lake.publish({"evals": rows(5)}, recipe="other", asset="evals/h9", version="v1")
+    assert lake.prune("r", [("evals/h4", "copy")]) == ["evals.h4@recall.parquet"]
+    assert lake.query("select distinct recipe from evals")[1] == [("other",)]
+
+
+def test_empty_home_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="apriel run"):
+        Lake(tmp_path).query("select 1")
