@@ -1,0 +1,136 @@
+"""Which parameters train, by which optimiser, at which learning rate."""
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.errors import UserError
+
+_ADAM_BETAS = (0.9, 0.95)
+
+
+class StackedMuon(torch.optim.Muon):
+    """Muon that orthogonalises all matrices of one shape together; the same update as `torch.optim.Muon`.
+
+    A small model has hundreds of small matrices, and five Newton-Schulz iterations on each are thousands of tiny
+    products. Stacked, they are a few batched ones. On CPU they run in fp32: bf16 is emulated on most, and slow.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Perform one step over all parameters that have gradients."""
+        assert closure is None, "closures are not supported"
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape, parameter.dtype].append(parameter)
+            for parameters in by_shape.values():
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[nn.Parameter], group: dict) -> None:
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        directions = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        updates = orthogonalize(torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = parameters[0].shape
+        rate = group["lr"] * math.sqrt(max(1, rows / columns))
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype).unbind()), alpha=-rate)
+
+
+def orthogonalize(
+    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Return matrices with the same singular vectors and singular values near 1, by Newton-Schulz iteration.
+
+    Args:
+        matrices: `[count, rows, columns]`.
+        coefficients: of the quintic a X + b X X^T X + c (X X^T)^2 X.
+        steps: iterations.
+        eps: least Frobenius norm that is divided by.
+    """
+    a, b, c = coefficients
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def choose_trained(student: nn.Module, trains: str) -> list[str]:
+    """Freeze what does not train and return the names of what does.
+
+    "mixers" are the parameters of every mixer that is not full attention: full attention stays the teacher's.
+
+    Raises:
+        UserError: nothing is left to train.
+    """
+    names = []
+    for name, parameter in student.named_parameters():
+        _, inside, mixer = name.partition(".mixers.")
+        parameter.requires_grad_(trains == "all" or (bool(inside) and not mixer.startswith("fa.")))
+        if parameter.requires_grad:
+            names.append(name)
+    if not names:
+        raise UserError("trains=mixers, but every layer has full attention; convert a layer first or train all")
+    return names
+
+
+def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of all parameters that require gradients.
+
+    Muon takes the weights of linear layers, which are the matrices whose singular values mean something. AdamW takes
+    the rest: embeddings and heads (rows are tokens), norms, biases, convolutions, decay rates. Only weights of linear
+    layers decay.
+    """
+    matrices = {id(weight) for weight in _layer_matrices(student)}
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    inner = [parameter for parameter in trained if id(parameter) in matrices]
+    outer = [parameter for parameter in trained if id(parameter) not in matrices]
+    adam_groups = [{"params": outer, "weight_decay": 0.0}] if outer else []
+    optimizers: list[torch.optim.Optimizer] = []
+    if inner and config.optimizer == "muon":
+        optimizers.append(
+            StackedMuon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95)
+        )
+    elif inner:
+        adam_groups.append({"params": inner, "weight_decay": config.weight_decay})
+    if adam_groups:
+        optimizers.append(torch.optim.AdamW(adam_groups, lr=config.learning_rate, betas=_ADAM_BETAS))
+    return optimizers
+
+
+def learning_rate_factor(step: int, config: DistillConfig) -> float:
+    """Return what multiplies the learning rates at a step (from 0): warm-up, then decay towards 0."""
+    warmup = round(config.warmup_fraction * config.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    share_done = (step - warmup) / max(1, config.steps - warmup)
+    if config.decay == "linear":
+        return 1 - share_done
+    return (1 + math.cos(math.pi * share_done)) / 2 if config.decay == "cosine" else 1.0
+
+
+def _layer_matrices(student: PreTrainedModel) -> list[nn.Parameter]:
+    vocabulary_sized = {
+        id(module.weight) for module in (student.get_input_embeddings(), student.get_output_embeddings()) if module
+    }
+    return [
+        module.weight
+        for module in student.modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in vocabulary_sized
+    ]
