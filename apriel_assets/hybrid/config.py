@@ -1,0 +1,89 @@
+"""Options of the mixers, as recipe keys. No torch here: recipes import this."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+from apriel_assets.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FullAttentionConfig:
+    """Nothing to choose: the mixer is the teacher's own attention module."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlidingWindowConfig:
+    """Attention that sees the current token and the `window - 1` before it."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    window: int = 64  # tokens
+
+    def __post_init__(self) -> None:
+        if self.window < 2:
+            raise UserError(f"swa.window={self.window} must be at least 2 tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MambaConfig:
+    """Mamba-1 with grouped heads, and how it starts."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    state_size: int | None = None  # state per channel; None: the attention's head size
+    conv_size: int = 4  # tokens that the causal convolution sees, the current one included
+    dt_rank: int | None = None  # width of the step size's bottleneck; None: hidden size / 16, rounded up
+    decay: Literal["spread", "constant"] = "spread"  # A at start: -1 ... -state_size, or -1 for every state
+    dt_min: float = 0.001  # step sizes at start are log-uniform in this range, one per channel
+    dt_max: float = 0.1
+    output_scale: Literal["none", "matched"] = "none"  # matched: out_proj scaled to the attention's output size
+
+    def __post_init__(self) -> None:
+        for name in ("state_size", "dt_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"mamba.{name}={value} must be positive, or null for the default")
+        if self.conv_size < 2:
+            raise UserError(f"mamba.conv_size={self.conv_size} must be at least 2 tokens")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise UserError(f"mamba: need 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
+
+
+MixerConfig = FullAttentionConfig | SlidingWindowConfig | MambaConfig
+
+_CONFIGS: dict[str, type[MixerConfig]] = {
+    "fa": FullAttentionConfig,
+    "swa": SlidingWindowConfig,
+    "mamba": MambaConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixerOptions:
+    """The options that new mixers are built with, one field per mixer."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    swa: SlidingWindowConfig = field(default_factory=SlidingWindowConfig)
+    mamba: MambaConfig = field(default_factory=MambaConfig)
+
+
+def config_to_dict(config: MixerConfig) -> dict[str, Any]:
+    """Return the options as JSON-ready values, for the model's config.json."""
+    return asdict(config)
+
+
+def config_from_dict(mixer: str, values: dict[str, Any]) -> MixerConfig:
+    """Read what `config_to_dict` wrote.
+
+    Raises:
+        UserError: unknown mixer or option.
+    """
+    if mixer not in _CONFIGS:
+        raise UserError(f"unknown mixer {mixer!r}; known: {', '.join(_CONFIGS)}")
+    try:
+        return _CONFIGS[mixer](**values)
+    except TypeError as error:
+        raise UserError(f"options of mixer {mixer!r}: {error}") from error
