@@ -1,0 +1,190 @@
+"""Measure a teacher: accuracy per task, and how its attention is spread over its layers.
+
+Leave-one-out (LOO) scores each layer alone: KL without its attention. The removal curves then take the
+attention out of k layers at once, in LOO order, in reverse order and in random orders. A teacher is worth
+converting if LOO order works for about half the layers and misleads beyond.
+
+    python benchmarks/measure_bundled_teacher.py [--model DIR] [--out FILE.json]
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import transformers
+from torch.nn.functional import log_softmax
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from apriel_assets.bundled.tokenizer import TEACHER_DIR
+from apriel_assets.evaluation.tasks.problems import Problem, make_problems, task_names, verify
+from apriel_assets.evaluation.tasks.specs import Split, TaskSpec
+
+MAX_NEW_TOKENS = 64
+
+
+@contextmanager
+def skippable_attention(model: PreTrainedModel) -> Iterator[set[int]]:
+    """Within the block, layers in the yielded set have no attention: their residual stream passes unchanged."""
+    skipped: set[int] = set()
+    attentions = [layer.self_attn for layer in model.model.layers]
+
+    def replacement(index: int, forward: Any) -> Any:
+        def maybe_skip(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if index in skipped:
+                return torch.zeros_like(hidden_states), None
+            return forward(hidden_states, *args, **kwargs)
+
+        return maybe_skip
+
+    for index, attention in enumerate(attentions):
+        attention.forward = replacement(index, attention.forward)
+    try:
+        yield skipped
+    finally:
+        for attention in attentions:
+            del attention.forward  # uncovers the class's own
+
+
+def draw_test_problems(num_per_task: int, *, split: Split, seed: int) -> list[Problem]:
+    return [p for name in task_names() for p in make_problems(TaskSpec(name=name), split, num_per_task, seed)]
+
+
+@torch.no_grad()
+def measure_accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    *,
+    sample: bool = False,
+    batch_size: int = 512,
+) -> dict[str, float]:
+    """Return the share of problems right per task, and `mean` over tasks; greedy, or sampled at T=1."""
+    right: dict[str, list[bool]] = {}
+    ordered = sorted(problems, key=lambda problem: len(problem.prompt))
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        inputs = tokenizer([p.prompt for p in batch], padding=True, return_tensors="pt").to(model.device)
+        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        generated = model.generate(
+            **inputs, max_new_tokens=MAX_NEW_TOKENS, **(sampling if sample else {"do_sample": False})
+        )
+        texts = tokenizer.batch_decode(generated[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        for problem, text in zip(batch, texts, strict=True):
+            right.setdefault(problem.task, []).append(verify(problem.task, problem, text))
+    accuracy = {task: sum(verdicts) / len(verdicts) for task, verdicts in right.items()}
+    return accuracy | {"mean": sum(accuracy.values()) / len(accuracy)}
+
+
+@torch.no_grad()
+def leave_one_out_kl(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], skipped: set[int]
+) -> list[float]:
+    """Return per layer KL(teacher without its attention || teacher), nats per completion token of the traces."""
+    tokenizer_right = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
+    texts = [problem.prompt + problem.trace + tokenizer.eos_token for problem in problems]
+    inputs = tokenizer([t.replace("<eos>", " <eos>") for t in texts], **tokenizer_right).to(model.device)
+    num_prompt = torch.tensor([len(tokenizer(p.prompt).input_ids) for p in problems], device=model.device)
+    position = torch.arange(inputs.input_ids.shape[1], device=model.device)
+    # Logits at position t predict token t + 1: the last prompt position is the first that counts.
+    counts = (position >= num_prompt[:, None] - 1) & (
+        position < inputs.attention_mask.sum(1, keepdim=True) - 1
+    )
+    teacher = log_softmax(model(**inputs).logits.float(), -1)
+    divergences = []
+    for layer in range(model.config.num_hidden_layers):
+        skipped.add(layer)
+        student = log_softmax(model(**inputs).logits.float(), -1)
+        skipped.remove(layer)
+        divergences.append((student.exp() * (student - teacher)).sum(-1)[counts].mean().item())
+    return divergences
+
+
+def measure_spread(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_per_task: int,
+    seed: int,
+    random_orders: int = 3,
+) -> dict[str, Any]:
+    """Return LOO KL and accuracy per layer, and mean accuracy after removing k layers in several orders."""
+    num_layers = model.config.num_hidden_layers
+    problems = draw_test_problems(num_per_task, split="validation", seed=seed)
+    with skippable_attention(model) as skipped:
+
+        def accuracy_without(layers: Sequence[int]) -> dict[str, float]:
+            skipped.update(layers)
+            accuracy = measure_accuracy(model, tokenizer, problems)
+            skipped.clear()
+            return {task: round(value, 4) for task, value in accuracy.items()}
+
+        kl = leave_one_out_kl(model, tokenizer, problems, skipped)
+        by_kl = sorted(range(num_layers), key=kl.__getitem__)
+        rng = Random(seed)
+        orders = {"loo": by_kl, "loo_reversed": by_kl[::-1]}
+        orders |= {f"random_{i}": rng.sample(by_kl, num_layers) for i in range(random_orders)}
+        return {
+            "num_problems_per_task": num_per_task,
+            "loo_kl_nats": [round(value, 5) for value in kl],
+            "loo_accuracy": [accuracy_without([layer]) for layer in range(num_layers)],
+            "removal": {
+                name: {
+                    "order": order,
+                    "accuracy": [accuracy_without(order[:k]) for k in range(1, num_layers + 1)],
+                }
+                for name, order in orders.items()
+            },
+        }
+
+
+def measure_teacher(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, num_test: int, num_spread: int
+) -> dict[str, Any]:
+    """Return every figure that describes the teacher, with the device and versions they were taken on."""
+    model.eval()
+    torch.manual_seed(seed)
+    problems = draw_test_problems(num_test, split="test", seed=seed)
+    cuda = model.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "num_parameters": model.num_parameters(),
+        "num_test_problems_per_task": num_test,
+        "greedy_accuracy": measure_accuracy(model, tokenizer, problems),
+        "sampled_accuracy": measure_accuracy(model, tokenizer, problems, sample=True),
+        "spread": measure_spread(model, tokenizer, num_per_task=num_spread, seed=seed)
+        if num_spread
+        else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=str(TEACHER_DIR))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/bundled_teacher_measured.json"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--num-test", type=int, default=300, help="test problems per task")
+    parser.add_argument(
+        "--num-spread", type=int, default=40, help="problems per task and removal; 0 skips removal"
+    )
+    args = parser.parse_args()
+    model = AutoModelForCausalLM.from_pretrained(args.model).to(args.device)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    figures = measure_teacher(
+        model, tokenizer, seed=args.seed, num_test=args.num_test, num_spread=args.num_spread
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps({key: figures[key] for key in ("greedy_accuracy", "sampled_accuracy")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
