@@ -1,0 +1,277 @@
+"""Batched generation with a KV cache: one loop over the model's own forward.
+
+Transformers' `generate` neither returns log-probabilities cheaply nor lets finished rows leave the batch, and
+short answers finish at very different times. Here prompts are sorted by length, samples of one prompt share its
+prefill, and rows are dropped from the cache as they end.
+"""
+
+import inspect
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from apriel_assets.errors import UserError
+from apriel_assets.progress import Progress, silent
+
+# Rows leave the cache once this share of them is still at work: each time copies the cache, as one decode step does.
+_COMPACT_BELOW = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One generated completion."""
+
+    token_ids: list[int]  # end-of-sequence included, unless generation was cut off
+    log_probs: list[float]  # log-probability of each token under the model at T=1, nats
+    text: str  # without special tokens
+    finished: bool  # ended by itself, not at max_new_tokens
+    sampled_log_probs: list[float] | None = None  # at the sampling temperature, if that is neither 0 nor 1; nats
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    max_new_tokens: int
+    temperature: float
+    stop_ids: Tensor  # [num_stops], on the model's device
+    pad_id: int
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Progress = silent,
+) -> list[list[Completion]]:
+    """Return `samples` completions for each prompt, in the order of the prompts.
+
+    A sample's randomness depends only on (seed, position of the prompt, number of the sample): neither batch_size nor
+    other prompts change it, but for rounding (another batch shape may round a logit differently in its last bit).
+
+    Args:
+        model: any causal LM of transformers whose forward takes and returns `past_key_values`.
+        tokenizer: the model's tokenizer.
+        prompts: texts, tokenised with the tokenizer's own special tokens.
+        max_new_tokens: completions are cut there.
+        temperature: 0 = greedy.
+        samples: completions per prompt.
+        seed: of the sampling.
+        batch_size: sequences (prompts x samples) decoded at once.
+        progress: called with finished and all completions.
+
+    Raises:
+        UserError: an argument out of range, a prompt without tokens or too long for the model.
+    """
+    _check_arguments(max_new_tokens, temperature, samples, batch_size, seed)
+    prompt_ids = [list(ids) for ids in tokenizer(list(prompts)).input_ids] if prompts else []
+    _check_prompts(prompt_ids, max_new_tokens, model)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    stops = torch.tensor(sorted(stop_token_ids(model, tokenizer)), dtype=torch.long, device=model.device)
+    settings = _Settings(max_new_tokens, temperature, stops, int(pad_id))
+    # Longest first: if memory is short, it shows at once.
+    order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+    rows = [(prompt, sample) for prompt in order for sample in range(samples)]
+    found: dict[tuple[int, int], Completion] = {}
+    started, tokens = time.perf_counter(), 0
+    with evaluating(model), torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            completions = _complete_batch(model, prompt_ids, batch, settings, seed)
+            found.update(zip(batch, _with_text(completions, tokenizer), strict=True))
+            tokens += sum(len(completion.token_ids) for completion in completions)
+            progress(len(found), len(rows), tokens_per_s=tokens / (time.perf_counter() - started))
+    return [[found[prompt, sample] for sample in range(samples)] for prompt in range(len(prompt_ids))]
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokens that end a completion: those of the model's generation config and of the tokenizer."""
+    config: Any = getattr(model, "generation_config", None)
+    named = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
+    return {int(token) for entry in named if entry is not None for token in (entry if _is_list(entry) else [entry])}
+
+
+def left_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask (1 = token), both `[batch, longest]`, ends aligned."""
+    width = max(len(ids) for ids in sequences)
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, width - len(tokens) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+class Decoding:
+    """Sequences that a model decodes together: their cache, attention mask and next logits.
+
+    `logits` holds `[batch, vocab]` for the next token of every row.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Prefill left-padded prompts, both `[batch, seq]`."""
+        self._model, self._mask = model, attention_mask
+        # Only the last position's logits: [batch, seq, vocab] would be the largest tensor by far.
+        takes = inspect.signature(model.forward).parameters
+        self._options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        # Padding gets position 1 by convention; it is masked, so any value does.
+        positions = (attention_mask.cumsum(-1) - 1).masked_fill(attention_mask == 0, 1)
+        self._cache: Any = None
+        self._advance(input_ids, positions)
+        self._next_position = attention_mask.sum(-1, keepdim=True)
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token a row, `[batch]`."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=-1)
+        self._advance(tokens[:, None], self._next_position)
+        self._next_position = self._next_position + 1
+
+    def select(self, rows: Tensor) -> None:
+        """Make row i what row `rows[i]` was: drops, repeats or permutes rows."""
+        # Named for beam search, but the only operation that every cache layer has, recurrent states included
+        # (batch_select_indices would skip those), and index_select does not mind another number of rows.
+        self._cache.reorder_cache(rows)
+        self.logits, self._mask = self.logits[rows], self._mask[rows]
+        self._next_position = self._next_position[rows]
+
+    @property
+    def cache(self) -> Any:
+        """The model's own cache object."""
+        return self._cache
+
+    def _advance(self, input_ids: Tensor, positions: Tensor) -> None:
+        output: Any = self._model(
+            input_ids=input_ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._options,
+        )
+        self._cache, self.logits = output.past_key_values, output.logits[:, -1]
+
+
+def _complete_batch(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[list[int]],
+    rows: Sequence[tuple[int, int]],
+    settings: _Settings,
+    seed: int,
+) -> list[Completion]:
+    device = model.device
+    prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
+    decoding = Decoding(model, *left_padded([prompt_ids[p] for p in prompts], settings.pad_id, device))
+    if len(rows) > len(prompts):
+        number = {prompt: index for index, prompt in enumerate(prompts)}
+        decoding.select(torch.tensor([number[prompt] for prompt, _ in rows], device=device))
+    uniforms = _uniforms(seed, rows, settings).to(device)
+    tokens = torch.full((len(rows), settings.max_new_tokens), settings.pad_id, dtype=torch.long, device=device)
+    log_probs = torch.zeros(2, len(rows), settings.max_new_tokens, device=device)  # at T=1, at the temperature
+    present = torch.arange(len(rows), device=device)  # which rows the cache holds
+    ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    for position in range(settings.max_new_tokens):
+        chosen, figures = _choose(decoding.logits, settings.temperature, uniforms[present, position])
+        tokens[present, position], log_probs[:, present, position] = chosen, figures
+        ended[present] |= torch.isin(chosen, settings.stop_ids)
+        at_work = (~ended[present]).nonzero()[:, 0]
+        if not len(at_work) or position + 1 == settings.max_new_tokens:
+            break
+        if len(at_work) <= _COMPACT_BELOW * len(present):
+            decoding.select(at_work)
+            present, chosen = present[at_work], chosen[at_work]
+        decoding.step(chosen)
+    return _cut(tokens, log_probs, settings)
+
+
+def _choose(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next token of each row `[batch]` and its log-probability `[2, batch]`, at T=1 and as sampled."""
+    log_probs = logits.float().log_softmax(-1)
+    if temperature == 0:
+        chosen = log_probs.argmax(-1)
+        figure = log_probs.gather(-1, chosen[:, None])[:, 0]
+        return chosen, torch.stack([figure, figure])
+    sampled = log_probs if temperature == 1 else (log_probs / temperature).log_softmax(-1)
+    # Inverse transform: the first token whose cumulative probability exceeds u. One uniform number a token makes the
+    # choice independent of the batch. fp64, since fp32 sums over a vocabulary lose the rare tokens.
+    cumulative = sampled.double().exp().cumsum(-1)
+    thresholds = uniforms[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=logits.shape[-1] - 1)
+    return chosen[:, 0], torch.stack([log_probs.gather(-1, chosen)[:, 0], sampled.gather(-1, chosen)[:, 0]])
+
+
+def _uniforms(seed: int, rows: Sequence[tuple[int, int]], settings: _Settings) -> Tensor:
+    """Return numbers in [0, 1), `[rows, max_new_tokens]`, each row's from its own generator."""
+    shape = (len(rows), settings.max_new_tokens)
+    if settings.temperature == 0:
+        return torch.zeros(shape, dtype=torch.float64)
+    draws = [np.random.default_rng([seed, *row]).random(settings.max_new_tokens) for row in rows]
+    return torch.from_numpy(np.stack(draws))
+
+
+def _cut(tokens: Tensor, log_probs: Tensor, settings: _Settings) -> list[Completion]:
+    stops = set(settings.stop_ids.tolist())
+    has_own_temperature = settings.temperature not in (0, 1)
+    completions = []
+    for ids, plain, sampled in zip(tokens.tolist(), *log_probs.tolist(), strict=True):
+        end = next((index for index, token in enumerate(ids) if token in stops), None)
+        length = len(ids) if end is None else end + 1
+        own = sampled[:length] if has_own_temperature else None
+        completions.append(Completion(ids[:length], plain[:length], "", end is not None, own))
+    return completions
+
+
+def _with_text(completions: Iterable[Completion], tokenizer: PreTrainedTokenizerBase) -> list[Completion]:
+    completions = list(completions)
+    texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
+    return [
+        Completion(c.token_ids, c.log_probs, text, c.finished, c.sampled_log_probs)
+        for c, text in zip(completions, texts, strict=True)
+    ]
+
+
+def _is_list(entry: Any) -> bool:
+    return isinstance(entry, list | tuple)
+
+
+def _check_arguments(max_new_tokens: int, temperature: float, samples: int, batch_size: int, seed: int) -> None:
+    for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be 0 (greedy) or positive")
+    if seed < 0:
+        raise UserError(f"seed={seed} must be 0 or more")
+
+
+def _check_prompts(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, model: PreTrainedModel) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for index, ids in enumerate(prompt_ids):
+        if not ids:
+            raise UserError(f"prompt {index} has no tokens; give at least one")
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise UserError(
+                f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} is more than the"
+                f" model's {limit} positions; shorten it or lower max_new_tokens"
+            )
