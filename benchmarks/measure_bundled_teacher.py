@@ -30,15 +30,18 @@ MAX_NEW_TOKENS = 64
 
 @contextmanager
 def skippable_attention(model: PreTrainedModel) -> Iterator[set[int]]:
-    """Within the block, layers in the yielded set have no attention: their residual stream passes unchanged."""
+    """Within the block, the layers in the yielded set have no attention: their residual passes unchanged."""
     skipped: set[int] = set()
     attentions = [layer.self_attn for layer in model.model.layers]
 
     def replacement(index: int, forward: Any) -> Any:
         def maybe_skip(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if index in skipped:
-                return torch.zeros_like(hidden_states), None
-            return forward(hidden_states, *args, **kwargs)
+            if index not in skipped:
+                return forward(hidden_states, *args, **kwargs)
+            if kwargs.get("past_key_values") is not None:
+                # The cache must grow all the same: its length is read from the first layer.
+                forward(hidden_states, *args, **kwargs)
+            return torch.zeros_like(hidden_states), None
 
         return maybe_skip
 
@@ -85,21 +88,21 @@ def measure_accuracy(
 def leave_one_out_kl(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], skipped: set[int]
 ) -> list[float]:
-    """Return per layer KL(teacher without its attention || teacher), nats per completion token of the traces."""
-    tokenizer_right = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
-    texts = [problem.prompt + problem.trace + tokenizer.eos_token for problem in problems]
-    inputs = tokenizer([t.replace("<eos>", " <eos>") for t in texts], **tokenizer_right).to(model.device)
+    """Return per layer KL(teacher without its attention || teacher), nats per token of the completions."""
+    texts = [f"{problem.prompt}{problem.trace} {tokenizer.eos_token}" for problem in problems]
+    inputs = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(model.device)
     num_prompt = torch.tensor([len(tokenizer(p.prompt).input_ids) for p in problems], device=model.device)
+    # Causal attention with the padding on the right needs no mask.
     position = torch.arange(inputs.input_ids.shape[1], device=model.device)
     # Logits at position t predict token t + 1: the last prompt position is the first that counts.
     counts = (position >= num_prompt[:, None] - 1) & (
         position < inputs.attention_mask.sum(1, keepdim=True) - 1
     )
-    teacher = log_softmax(model(**inputs).logits.float(), -1)
+    teacher = log_softmax(model(input_ids=inputs.input_ids).logits.float(), -1)
     divergences = []
     for layer in range(model.config.num_hidden_layers):
         skipped.add(layer)
-        student = log_softmax(model(**inputs).logits.float(), -1)
+        student = log_softmax(model(input_ids=inputs.input_ids).logits.float(), -1)
         skipped.remove(layer)
         divergences.append((student.exp() * (student - teacher)).sum(-1)[counts].mean().item())
     return divergences

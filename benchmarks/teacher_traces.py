@@ -1,4 +1,4 @@
-"""Endless batches of task traces for training the bundled teacher, with a difficulty that follows the loss."""
+"""Endless batches of task traces to train the bundled teacher on; their difficulty follows the loss."""
 
 from collections.abc import Iterator, Sequence
 from random import Random

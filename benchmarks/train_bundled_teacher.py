@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from apriel_assets.bundled.tokenizer import TEACHER_DIR, build_tokenizer
+from apriel_assets.distillation.optimizers import StackedMuon
 
 WARMUP_STEPS = 50
 SKIP_STARTS, SKIP_FULL = 0.45, 0.65  # fractions of the budget between which the skip is ramped
@@ -74,7 +75,7 @@ def build_optimizers(
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     return [
-        torch.optim.Muon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
+        StackedMuon(matrices, lr=muon_lr, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -173,7 +174,7 @@ class TeacherTraining:
         print(json.dumps(row), flush=True)
 
     def save(self) -> None:
-        """Write the teacher with weights in fp16 (half the bytes); its config says float32, so it loads as that."""
+        """Write the teacher: weights in fp16 to halve the file, a config that loads them as float32."""
         weights = {name: weight.half().cpu() for name, weight in self.model.state_dict().items()}
         with tempfile.TemporaryDirectory(dir=self.args.out.parent) as fresh:
             self.model.save_pretrained(fresh, state_dict=weights)

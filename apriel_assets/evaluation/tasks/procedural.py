@@ -36,6 +36,12 @@ class Knob:
         return low, high
 
 
+def with_or_without_names(answer: str) -> list[tuple[str, ...]]:
+    """Return both ways to state `k 7 b 3`: with the names, or the values alone."""
+    items = tuple(answer.split())
+    return [items, items[1::2]]
+
+
 class ProceduralTask(ABC, Generic[Content]):
     """Draws a content, then writes it as prompt, trace and answer.
 

@@ -11,6 +11,7 @@ from apriel_assets.evaluation.tasks.procedural import (
     Knob,
     ProceduralTask,
     Range,
+    with_or_without_names,
 )
 from apriel_assets.evaluation.tasks.vocabulary import LETTERS
 
@@ -51,5 +52,4 @@ class Recall(ProceduralTask[Pairs]):
         return " ".join(f"{key} {content.values[key]}" for key in content.queries)
 
     def accepted(self, answer: str) -> list[tuple[str, ...]]:
-        items = tuple(answer.split())
-        return [items, items[1::2]]  # with the keys, or the values alone
+        return with_or_without_names(answer)

@@ -84,7 +84,7 @@ def _read_hub(spec: TaskSpec) -> Iterator[Row]:
         )
     except Exception as error:  # datasets raises a dozen types: unknown id, subset, split, no network
         raise UserError(
-            f"hub data {spec.hub} (subset {spec.hub_subset}, split {spec.hub_split}) cannot be loaded: {error}"
+            f"hub data {spec.hub} (subset {spec.hub_subset}, split {spec.hub_split}) does not load: {error}"
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{spec.hub} row {number}", row
@@ -96,8 +96,8 @@ def _to_text(spec: TaskSpec, where: str, row: Mapping[str, Any]) -> ProblemText:
     answer = extract_answer(answer_text, spec.answer_match, spec.answer_pattern)
     if answer is None:
         raise UserError(
-            f"{where}: {spec.answer_match} {spec.answer_pattern or ''} finds no answer in {spec.answer_field!r} "
-            f"({answer_text[:60]!r}); change answer_match or answer_pattern"
+            f"{where}: {spec.answer_match} {spec.answer_pattern or ''} finds no answer in "
+            f"{spec.answer_field!r} ({answer_text[:60]!r}); change answer_match or answer_pattern"
         )
     prompt = spec.prompt_template.replace("{prompt}", question)
     trace = _text(where, row, _trace_field(spec, row))

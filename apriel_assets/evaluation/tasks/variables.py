@@ -1,8 +1,9 @@
 """Variables: chained assignments modulo 10, worked out in order. Retrieval and arithmetic in turn.
 
-Each step of the trace first restates the definition and then puts the value in. Writing the value at once
-asks for two look-ups in one step (the definition's operand, then that operand's value), which small models
-do not learn: they stay near one half.
+Two things make the trace learnable; without either, small models stay near one half. Each step restates the
+definition before it puts the value in: writing the value at once asks for two look-ups in one step (the
+definition's operand, then that operand's value). And every definition is worked out before the one asked for
+is looked up: stopping at it hangs on a single word of the trace, and was learnt last of all.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,14 @@ from random import Random
 from typing import NamedTuple
 
 from apriel_assets.evaluation.tasks.arithmetic import apply_operator
-from apriel_assets.evaluation.tasks.procedural import FINALS, SEPARATORS, Knob, ProceduralTask, Range
+from apriel_assets.evaluation.tasks.procedural import (
+    FINALS,
+    SEPARATORS,
+    Knob,
+    ProceduralTask,
+    Range,
+    with_or_without_names,
+)
 from apriel_assets.evaluation.tasks.vocabulary import LETTERS
 
 _CONSTANT_SHARE = 0.25  # of the definitions after the first
@@ -29,12 +37,12 @@ class Program(NamedTuple):
 
 
 class Variables(ProceduralTask[Program]):
-    """`let mod 10 : b = 3 , k = b + 4 . find k ?` -> `b = 3 , k = b + 4 = 3 + 4 = 7 . answer : 7 .`"""
+    """`let mod 10 : b = 3 , k = b + 4 . find k ?` -> `b = 3 , k = b + 4 = 3 + 4 = 7 . answer : k = 7 .`"""
 
     name = "variables"
     scratchpad = True
     knobs = {  # noqa: RUF012
-        "definitions": Knob(meaning="assignments", default=(2, 5), allowed=(1, len(LETTERS))),
+        "definitions": Knob(meaning="assignments", default=(2, 4), allowed=(2, len(LETTERS))),
     }
 
     def draw(self, rng: Random, knobs: Mapping[str, Range]) -> Program:
@@ -44,7 +52,7 @@ class Variables(ProceduralTask[Program]):
             constant = position == 0 or rng.random() < _CONSTANT_SHARE
             source = None if constant else rng.choice(names[:position])
             definitions.append(Definition(name, source, rng.choice("+-"), rng.randrange(10)))
-        return Program(definitions, rng.choice(names[len(names) // 2 :]))
+        return Program(definitions, rng.choice(names))
 
     def identity(self, content: Program) -> object:
         # A constant's operator is never shown, so it must not tell two problems apart.
@@ -65,12 +73,13 @@ class Variables(ProceduralTask[Program]):
                 value = values[definition.source]
                 step += f" = {value} {definition.operator} {definition.number} = {values[definition.name]}"
             steps.append(step)
-            if definition.name == content.query:
-                break
-        return f"{separator.join(steps)} . {final} {values[content.query]} ."
+        return f"{separator.join(steps)} . {final} {content.query} = {values[content.query]} ."
 
     def answer(self, content: Program) -> str:
-        return str(_evaluate(content.definitions)[content.query])
+        return f"{content.query} {_evaluate(content.definitions)[content.query]}"
+
+    def accepted(self, answer: str) -> list[tuple[str, ...]]:
+        return with_or_without_names(answer)
 
 
 def _written(definition: Definition) -> str:
