@@ -18,7 +18,7 @@ import typer
 from apriel_assets.errors import UserError
 
 if TYPE_CHECKING:
-    from apriel_assets.workspace import Workspace
+    pass
 
 app = typer.Typer(
     help="Turn a full-attention LLM into hybrids you can trust and ship.",
@@ -27,10 +27,15 @@ app = typer.Typer(
     add_completion=False,
 )
 
-RecipeOption = Annotated[str | None, typer.Option("--recipe", "-r", help="YAML file, or the name of a shipped recipe.")]
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Where artifacts live; else $APRIEL_HOME, else ./.apriel.")]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="YAML file, or the name of a shipped recipe.")
+]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Where artifacts live; else $APRIEL_HOME, else ./.apriel.")
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Overlay one recipe key: section.key=value. May be repeated.")
+    list[str] | None,
+    typer.Option("--set", help="Overlay one recipe key: section.key=value. May be repeated."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -66,7 +71,10 @@ def run(
 
 @app.command()
 def plan(
-    recipe: RecipeOption = None, home: HomeOption = None, overlays: SetOption = None, as_json: JsonOption = False
+    recipe: RecipeOption = None,
+    home: HomeOption = None,
+    overlays: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what would run, per asset and partition, and why. Runs nothing."""
     from apriel_assets import terminal
@@ -82,7 +90,9 @@ def plan(
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="One SQL statement over the result tables, e.g. from evals limit 5.")],
+    sql: Annotated[
+        str, typer.Argument(help="One SQL statement over the result tables, e.g. from evals limit 5.")
+    ],
     home: HomeOption = None,
     output: Annotated[str, typer.Option("--format", help="table, json or csv")] = "table",
     as_json: JsonOption = False,
@@ -101,7 +111,10 @@ def query(
 
 @app.command()
 def report(
-    recipe: RecipeOption = None, home: HomeOption = None, overlays: SetOption = None, as_json: JsonOption = False
+    recipe: RecipeOption = None,
+    home: HomeOption = None,
+    overlays: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page from the result tables and print its path."""
     from apriel_assets.workspace import open_workspace
@@ -134,7 +147,9 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (KeyboardInterrupt, click.Abort):
-        print("apriel: interrupted; finished work is kept, `apriel run` continues from there", file=sys.stderr)
+        print(
+            "apriel: interrupted; finished work is kept, `apriel run` continues from there", file=sys.stderr
+        )
         sys.exit(130)
 
 

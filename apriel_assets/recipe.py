@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
-from apriel_assets.hybrid.config import MambaConfig, SlidingWindowConfig
+from apriel_assets.hybrid.config import MixerOptions
 from apriel_assets.hybrid.specs import TeacherSpec
 from apriel_assets.scoring.config import LooConfig, ProbeConfig, StoreConfig
 
@@ -43,13 +51,6 @@ class TasksSection(_Section):
     heldout: tuple[Task, ...] = Field(min_length=1)
     num_traces: int = Field(4000, gt=0)  # training traces, over all train tasks
     num_validation_traces: int = Field(200, gt=0)  # traces that layer scores are measured on
-
-
-class MixerOptions(_Section):
-    """How each mixer is built, wherever it is used."""
-
-    swa: SlidingWindowConfig = SlidingWindowConfig()
-    mamba: MambaConfig = MambaConfig()
 
 
 class StepOverlay(_Section):
@@ -107,7 +108,9 @@ class H1Section(_Section):
     def distill_of(self, k: int) -> DistillConfig:
         """Return the distillation settings of step h<k>."""
         overlay = self.steps.get(f"h{k}")
-        return overlay_config(self.distill, overlay.distill, f"steps.h{k}.distill") if overlay else self.distill
+        return (
+            overlay_config(self.distill, overlay.distill, f"steps.h{k}.distill") if overlay else self.distill
+        )
 
     def probe_steps_of(self, k: int) -> int:
         """Return how many distillation steps a probe for h<k> takes."""
@@ -186,7 +189,9 @@ def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         raise UserError(f"recipe {path}: {error.strerror}") from error
     if not isinstance(content, dict):
-        raise UserError(f"recipe {path}: expected sections (teacher, tasks, ...), got {type(content).__name__}")
+        raise UserError(
+            f"recipe {path}: expected sections (teacher, tasks, ...), got {type(content).__name__}"
+        )
     content.setdefault("name", path.stem)
     for overlay in overlays:
         _apply_overlay(content, overlay)
@@ -248,7 +253,9 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
         kind = next((o for o in options if hasattr(o, "model_fields") or is_dataclass(o)), None)
         if kind is None:
             return []
-    return list(kind.model_fields) if hasattr(kind, "model_fields") else [field.name for field in fields(kind)]
+    return (
+        list(kind.model_fields) if hasattr(kind, "model_fields") else [field.name for field in fields(kind)]
+    )
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

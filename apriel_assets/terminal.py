@@ -75,7 +75,9 @@ def print_plan(plan: Plan) -> None:
     if not plan.rows:
         console.print("Up to date: nothing would run.")
         return
-    table = Table("asset", "partition", "why", "last took", title=f"{len(plan.rows)} to run", title_justify="left")
+    table = Table(
+        "asset", "partition", "why", "last took", title=f"{len(plan.rows)} to run", title_justify="left"
+    )
     for row in plan.rows:
         seconds = "not known" if row.seconds is None else f"{row.seconds:.1f} s"
         table.add_row(Text(row.asset), Text(row.partition or ""), Text(row.reason), seconds)
@@ -87,7 +89,9 @@ def print_plan(plan: Plan) -> None:
 def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> None:
     """Print query results as a table, JSON (list of objects) or CSV."""
     if output == "json":
-        sys.stdout.write(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str) + "\n")
+        sys.stdout.write(
+            json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str) + "\n"
+        )
     elif output == "csv":
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")

@@ -12,9 +12,9 @@ from apriel_assets.definitions import build_defs, plan_assets
 from apriel_assets.planning.execute import bring_up_to_date, select
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
+from resources.artifact_store import ArtifactStore
 from resources.home import find_home, open_instance, prepare_home, run_lock
 from resources.lake import Lake
-from resources.artifact_store import ArtifactStore
 
 REPORT = "report.html"
 

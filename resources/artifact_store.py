@@ -74,7 +74,9 @@ class Draft:
 
     path: Path
     tables: dict[str, pa.Table] = field(default_factory=dict)
-    figures: dict[str, Any] = field(default_factory=dict)  # seconds, tokens, peak memory...: kept in provenance
+    figures: dict[str, Any] = field(
+        default_factory=dict
+    )  # seconds, tokens, peak memory...: kept in provenance
     data_version: str | None = None  # None: the address
 
 
@@ -112,7 +114,9 @@ class ArtifactStore:
         """Yield a draft; when the block ends well, it is published whole, with hashes of every file."""
         final = self.directory(asset, address)
         if final.exists() and self.find(asset, address) is None:
-            shutil.rmtree(final)  # damaged: its content can be made again, and a half directory would shadow it
+            shutil.rmtree(
+                final
+            )  # damaged: its content can be made again, and a half directory would shadow it
         started = time.time()
         with created_directory(final) as temporary:
             draft = Draft(path=temporary)

@@ -61,9 +61,7 @@ class Lake:
         Nothing is lost: the artifacts keep their tables and are published again if the recipe returns.
         """
         kept = {_file_name(asset, partition) for asset, partition in keep}
-        gone = [
-            path for path in self.home.glob(f"lake/*/{recipe}/*.parquet") if path.name not in kept
-        ]
+        gone = [path for path in self.home.glob(f"lake/*/{recipe}/*.parquet") if path.name not in kept]
         for path in gone:
             path.unlink(missing_ok=True)
         if gone:
@@ -158,5 +156,12 @@ def _empty(name: str) -> pa.Table:
 def _duckdb_type(dtype: pa.DataType) -> str:
     if pa.types.is_list(dtype):
         return _duckdb_type(dtype.value_type) + "[]"
-    names = {"int64": "BIGINT", "int32": "INTEGER", "double": "DOUBLE", "float": "FLOAT", "string": "VARCHAR", "bool": "BOOLEAN"}
+    names = {
+        "int64": "BIGINT",
+        "int32": "INTEGER",
+        "double": "DOUBLE",
+        "float": "FLOAT",
+        "string": "VARCHAR",
+        "bool": "BOOLEAN",
+    }
     return names[str(dtype)]

@@ -19,7 +19,9 @@ def code_revision() -> str:
     root = Path(apriel_assets.__file__).parent.parent
     git = ["git", "-C", str(root)]
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
         status = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         ).stdout

@@ -164,7 +164,9 @@ def _bring_up(
     home.lake.publish(
         tables, recipe=plan.recipe, asset=plan.key, version=artifact.data_version, partition=partition
     )
-    return artifact, _metadata(plan, artifact, built, {name: table.num_rows for name, table in tables.items()})
+    return artifact, _metadata(
+        plan, artifact, built, {name: table.num_rows for name, table in tables.items()}
+    )
 
 
 def _inputs(
@@ -178,7 +180,9 @@ def _inputs(
             artifact = home.store.find(upstream.key, address) if address else None
             if artifact is None:
                 name = upstream.key + (f"[{partition}]" if partition else "")
-                raise UserError(f"{plan.key} needs {name}, which is not built or was damaged; run `apriel run`")
+                raise UserError(
+                    f"{plan.key} needs {name}, which is not built or was damaged; run `apriel run`"
+                )
             found[upstream.key][partition] = artifact
     return found
 

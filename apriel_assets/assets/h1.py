@@ -13,7 +13,8 @@ from apriel_assets.assets.sketches import sketch_ranking, sketch_training
 from apriel_assets.assets.teacher import TRAIN_TRACES, VALIDATION_TRACES
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.errors import UserError
-from apriel_assets.recipe import H1Section, MergeSection, MixerOptions, Recipe
+from apriel_assets.hybrid.config import MixerOptions
+from apriel_assets.recipe import H1Section, MergeSection, Recipe
 from apriel_assets.scoring.config import LooConfig, ProbeConfig
 from resources.artifact_store import digest
 
@@ -48,7 +49,9 @@ def next_layers(ranking: Sequence[int], replaced: Sequence[int], keep: Sequence[
         UserError: fewer than `k` layers may be replaced, or a kept layer does not exist.
     """
     if missing := [layer for layer in keep if layer not in ranking and layer not in replaced]:
-        raise UserError(f"h1.keep_attention names layers {missing}; the teacher has layers 0 to {len(ranking) - 1}")
+        raise UserError(
+            f"h1.keep_attention names layers {missing}; the teacher has layers 0 to {len(ranking) - 1}"
+        )
     free = [layer for layer in ranking if layer not in keep and layer not in replaced]
     wanted = k - len(replaced)
     if wanted > len(free):
@@ -207,7 +210,9 @@ def _record(
     job.draft.tables["checkpoints"] = to_table("checkpoints", [row])
     if curve:
         job.draft.tables["training"] = curve
-    job.draft.figures |= {key: row[key] for key in ("num_replaced", "loss_nats", "tokens") if row[key] is not None}
+    job.draft.figures |= {
+        key: row[key] for key in ("num_replaced", "loss_nats", "tokens") if row[key] is not None
+    }
 
 
 def h1_assets(recipe: Recipe, teacher: AssetPlan, traces: AssetPlan) -> list[AssetPlan]:

@@ -9,7 +9,9 @@ from resources.artifact_store import Artifact
 
 def sketch_ranking(artifact: Artifact) -> dict[str, Any]:
     """Bars of importance (or probe loss) per layer."""
-    name, value = ("probes", "loss_nats") if "probes" in artifact.table_names else ("layer_scores", "importance")
+    name, value = (
+        ("probes", "loss_nats") if "probes" in artifact.table_names else ("layer_scores", "importance")
+    )
     rows = sorted(artifact.table(name).to_pylist(), key=lambda row: row["layer"])
     ranked = sorted(rows, key=lambda row: row["rank"])
     return {

@@ -66,7 +66,9 @@ def select(assets: Mapping[str, AssetPlan], patterns: Collection[str]) -> set[st
     for pattern in patterns:
         hits = [key for key, asset in assets.items() if fnmatchcase(key, pattern) or asset.group == pattern]
         if not hits:
-            raise UserError(f"--select {pattern}: no asset or group of that name; assets: {', '.join(assets)}")
+            raise UserError(
+                f"--select {pattern}: no asset or group of that name; assets: {', '.join(assets)}"
+            )
         chosen.update(hits)
     return chosen.union(*(ancestors(assets, key) for key in chosen))
 
@@ -86,9 +88,7 @@ def frontier(assets: Mapping[str, AssetPlan], plan: Plan) -> list[Batch]:
 def _contiguous(order: tuple[str, ...], rows: list[PlanRow]) -> Iterator[list[PlanRow]]:
     # A Dagster run takes a range of partitions; a range over a gap would re-run what is up to date.
     position = {partition: index for index, partition in enumerate(order)}
-    by_gap = itertools.groupby(
-        enumerate(rows), key=lambda pair: position[pair[1].partition or ""] - pair[0]
-    )
+    by_gap = itertools.groupby(enumerate(rows), key=lambda pair: position[pair[1].partition or ""] - pair[0])
     for _, run in by_gap:
         yield [row for _, row in run]
 
@@ -122,7 +122,9 @@ def bring_up_to_date(
         repeated = {(row.asset, row.partition) for row in done}
         for row in (row for batch in batches for row in batch.rows):
             if (row.asset, row.partition) in repeated:
-                raise RuntimeError(f"{row.asset} {row.partition or ''} is stale right after it ran: {row.reason}")
+                raise RuntimeError(
+                    f"{row.asset} {row.partition or ''} is stale right after it ran: {row.reason}"
+                )
         for batch in batches:
             run_batch(defs, instance, batch)
             done.extend(batch.rows)

@@ -10,7 +10,13 @@ from resources.lake import Lake
 
 
 def rows(value, count=3):
-    row = {"model": "h4", "task": "recall", "metric": "accuracy", "value": float(value), "num_problems": count}
+    row = {
+        "model": "h4",
+        "task": "recall",
+        "metric": "accuracy",
+        "value": float(value),
+        "num_problems": count,
+    }
     return to_table("evals", [row] * count)
 
 
@@ -66,7 +72,9 @@ def test_reader_sees_whole_tables_while_a_writer_replaces_them(lake):
         value = 0
         while not stop.is_set():
             value += 1
-            lake.publish({"evals": rows(value)}, recipe="r", asset="evals/h4", version=str(value), partition="recall")
+            lake.publish(
+                {"evals": rows(value)}, recipe="r", asset="evals/h4", version=str(value), partition="recall"
+            )
 
     writer = threading.Thread(target=write)
     writer.start()

@@ -1,0 +1,229 @@
+"""The commands as a user types them: answers, one-line errors, exit codes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from apriel_assets import cli
+
+
+@pytest.fixture
+def apriel(monkeypatch, capsys):
+    """Run the command in this process; return exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apriel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def home(world, tmp_path):
+    return shutil.copytree(world, tmp_path / "home")
+
+
+def test_second_run_does_nothing(apriel, home, tiny_recipe_file):
+    code, out, _ = apriel("run", "--recipe", tiny_recipe_file, "--home", home, "--json")
+    assert (code, json.loads(out)["ran"]) == (0, [])
+
+
+def test_plan_is_empty_when_up_to_date_and_full_on_an_empty_home(apriel, home, tiny_recipe_file, tmp_path):
+    code, out, _ = apriel("plan", "--recipe", tiny_recipe_file, "--home", home, "--json")
+    assert (code, json.loads(out)) == (0, {"rows": [], "downstream": []})
+    code, out, _ = apriel("plan", "--recipe", tiny_recipe_file, "--home", tmp_path / "new", "--json")
+    rows = json.loads(out)["rows"]
+    assert code == 0
+    assert {row["reason"] for row in rows} == {"never built"}
+    assert {row["asset"] for row in rows} >= {
+        "teacher",
+        "layer_scores",
+        "h1/h3",
+        "h1/merge",
+        "leaderboard",
+        "report",
+    }
+    assert set(rows[0]) == {"asset", "partition", "reason", "seconds"}
+
+
+@pytest.mark.parametrize("output", ["table", "json", "csv"])
+def test_query_formats(apriel, home, output):
+    code, out, _ = apriel("query", "select * from evals limit 5", "--home", home, "--format", output)
+    assert code == 0
+    assert "accuracy" in out
+    if output == "json":
+        assert len(json.loads(out)) == 5
+
+
+def test_report_is_one_file_that_needs_no_network(apriel, home, tiny_recipe_file):
+    code, out, _ = apriel("report", "--recipe", tiny_recipe_file, "--home", home)
+    page = open(out.strip()).read()
+    assert code == 0
+    assert "merge" in page
+    for loader in ('src="http', 'href="http://', "@import", "url(http"):
+        assert loader not in page
+
+
+BAD_RECIPES = {
+    "unknown key": (["h1.shedule=[1]"], "did you mean schedule"),
+    "unknown section": (["h2.x=1"], "h2"),
+    "unknown key in a config": (["h1.distill.step=3"], "did you mean steps"),
+    "unknown key of a step": (["h1.steps.h2.distill.step=3"], "did you mean steps"),
+    "step that is not there": (["h1.steps.h9.distill.steps=3"], "h9"),
+    "schedule not increasing": (["h1.schedule=[2,2]"], "increasing"),
+    "schedule beyond the layers": (["h1.schedule=[1,9]"], "4"),
+    "layers that do not exist": (["h1.order=[0,1,7]"], "7"),
+    "kept layer that does not exist": (["h1.keep_attention=[8]"], "8"),
+    "unknown task": (["tasks.train=[recal]"], "recall"),
+    "not a number": (["h1.distill.steps=many"], "steps"),
+    "no key": (["h1.distill.steps"], "section.key=value"),
+    "teacher that is not there": (["teacher.model=/no/such/model"], "/no/such/model"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RECIPES)
+def test_bad_recipe_is_one_line_and_exit_2(case, apriel, home, tiny_recipe_file):
+    overlays, expected = BAD_RECIPES[case]
+    before = sorted(home.glob("artifacts/**/provenance.json"))
+    arguments = [word for overlay in overlays for word in ("--set", overlay)]
+    code, out, err = apriel("run", "--recipe", tiny_recipe_file, "--home", home, *arguments, "--json")
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+    assert set(before) <= set(home.glob("artifacts/**/provenance.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "--recipe", "nope"], "quickstart"),
+        (["run", "--no-such-option"], "no-such-option"),
+        (["frobnicate"], "frobnicate"),
+        (["query", "select 1", "--format", "xml"], "table, json, csv"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_2(arguments, expected, apriel, tmp_path):
+    code, _, err = (
+        apriel(*arguments, "--home", tmp_path / "h") if arguments[0] != "frobnicate" else apriel(*arguments)
+    )
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_home_that_cannot_be_written(apriel, tiny_recipe_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = apriel("run", "--recipe", tiny_recipe_file, "--home", tmp_path / "file" / "home")
+    assert code == 2
+    assert "--home" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", "empty"), ('{"prompt": "a", "trace": "b", "answer": "c"}\n{oops\n', "line 2")],
+)
+def test_bad_trace_file_names_the_line(text, expected, apriel, tiny_recipe_file, tmp_path):
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text(text)
+    overlay = f"tasks.train=[{{file: '{traces}'}}]"
+    code, _, err = apriel(
+        "run",
+        "--recipe",
+        tiny_recipe_file,
+        "--home",
+        tmp_path / "home",
+        "--set",
+        overlay,
+        "--select",
+        "traces",
+        "--json",
+    )
+    assert code == 2
+    assert expected in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def start(recipe, home, *arguments):
+    command = [sys.executable, "-m", "apriel_assets.cli", "run", "--recipe", str(recipe), "--home", str(home)]
+    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(pattern, home, process, seconds=60):
+    for _ in range(seconds * 20):
+        if list(home.glob(pattern)):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"{pattern} did not appear")
+
+
+LONG = ["h1.distill.steps=400", "h1.distill.save_every=5"]
+
+
+def test_ctrl_c_ends_with_130_and_keeps_what_is_done(home, tiny_recipe_file):
+    process = start(tiny_recipe_file, home, *(word for o in LONG for word in ("--set", o)))
+    wait_for("work/h1/h1/*/*", home, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_second_run_on_the_same_home_is_told_who_holds_it(home, tiny_recipe_file, apriel):
+    process = start(tiny_recipe_file, home, *(word for o in LONG for word in ("--set", o)))
+    try:
+        wait_for("work/h1/h1/*/*", home, process)
+        code, _, err = apriel("run", "--recipe", tiny_recipe_file, "--home", home)
+        assert (code, str(process.pid) in err) == (2, True)
+        code, out, _ = apriel("query", "select count(*) as n from evals", "--home", home, "--format", "json")
+        assert (code, json.loads(out)[0]["n"] > 0) == (0, True)
+    finally:
+        process.kill()
+        process.communicate()
+    code, _, _ = apriel("run", "--recipe", tiny_recipe_file, "--home", home, "--json")
+    assert code == 0
+
+
+def test_killed_distillation_resumes_to_the_same_weights(world, home, tiny_recipe_file, tmp_path, apriel):
+    overlays = [
+        word
+        for o in ("h1.steps.h3.distill.steps=60", "h1.steps.h3.distill.save_every=5")
+        for word in ("--set", o)
+    ]
+    process = start(tiny_recipe_file, home, *overlays)
+    wait_for("work/h1/h3/*/*", home, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert list(home.glob("work/h1/h3/*/*"))
+    undisturbed = shutil.copytree(world, tmp_path / "undisturbed")
+    for place in (home, undisturbed):
+        assert apriel("run", "--recipe", tiny_recipe_file, "--home", place, *overlays, "--json")[0] == 0
+    paths = [
+        sorted(place.glob("artifacts/h1/h3/*/checkpoint/model.safetensors")) for place in (home, undisturbed)
+    ]
+    assert [path.parts[-3:] for path in paths[0]] == [path.parts[-3:] for path in paths[1]]
+    assert len(paths[0]) == 2
+    for one, other in zip(*paths, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert not list(home.glob("work/h1/h3/*"))
+
+
+def test_recipes_that_ship_are_valid():
+    from apriel_assets.recipe import load_recipe, shipped_recipes
+
+    assert {"quickstart", "smollm2"} <= set(shipped_recipes())
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert yaml.safe_load(recipe.model_dump_json())["name"] == name
