@@ -5,7 +5,7 @@ sub-word tokenizers see ordinary text when the two are tokenised apart.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from apriel_assets.errors import UserError
@@ -61,7 +61,7 @@ def make_problems(spec: TaskSpec, split: Split, num: int, seed: int) -> list[Pro
                 raise _too_few(spec, split, num, len(problems))
             continue
         barren = 0
-        problems[problem.problem_id] = problem
+        problems[problem.problem_id] = replace(problem, task=spec.task)
     return list(problems.values())
 
 
@@ -90,7 +90,7 @@ def verify(task: str | TaskSpec, problem: Problem, completion: str) -> bool:
     """Return whether `completion` answers `problem`: however phrased, but wholly and without contradiction.
 
     Args:
-        task: a procedural task's name, or the spec that made the problem.
+        task: the spec that made the problem, or a procedural task's name.
         problem: the problem.
         completion: generated text without special tokens.
     """

@@ -1,7 +1,7 @@
 """What a recipe says about one task: a procedural task with its difficulty, a file, or a hub data set."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import ClassVar, Literal
 
@@ -28,13 +28,13 @@ class TaskSpec:
 
     name: str | None = None  # procedural task
     knobs: dict[str, int | tuple[int, int]] = field(default_factory=dict)  # a number, or low and high
+    label: str | None = None  # name in tables; None: the task's name, the file's stem, the data set's id
 
     file: str | None = None  # .jsonl or .parquet
     hub: str | None = None  # data set id on the Hugging Face hub
     hub_subset: str | None = None
     hub_split: str = "train"  # the data set's own split to read
     hub_revision: str | None = None
-    label: str | None = None  # the task's name in tables; None: the file's stem, or the data set's id
     prompt_field: str = "prompt"
     trace_field: str | None = None  # None: "trace", else "completion", else the answer column
     answer_field: str = "answer"
@@ -59,11 +59,22 @@ class TaskSpec:
 
     def _check_procedural(self) -> None:
         assert self.name
+        unused = [
+            f.name
+            for f in fields(self)
+            if f.name not in ("name", "knobs", "label") and getattr(self, f.name) != f.default
+        ]
+        if unused:
+            raise UserError(f"task {self.task}: {', '.join(unused)} are for files and hub data; remove them")
         find_task(self.name).resolve_knobs(self.knobs)
 
     def _check_rows(self) -> None:
         if self.knobs:
             raise UserError(f"task {self.task}: knobs are for procedural tasks; remove them")
+        if self.file and (self.hub_subset or self.hub_revision):
+            raise UserError(
+                f"task {self.task}: hub_subset and hub_revision go with hub, not file; remove them"
+            )
         if "{prompt}" not in self.prompt_template:
             raise UserError(f"task {self.task}: prompt_template {self.prompt_template!r} lacks {{prompt}}")
         if (self.answer_match == "pattern") != (self.answer_pattern is not None):
