@@ -38,7 +38,9 @@ class MambaConfig:
     decay: Literal["spread", "constant"] = "spread"  # A at start: -1 ... -state_size, or -1 for every state
     dt_min: float = 0.001  # step sizes at start are log-uniform in this range, one per channel
     dt_max: float = 0.1
-    output_scale: Literal["none", "matched"] = "none"  # matched: out_proj scaled to the attention's output size
+    output_scale: Literal["none", "matched"] = (
+        "none"  # matched: out_proj scaled to the attention's output size
+    )
 
     def __post_init__(self) -> None:
         for name in ("state_size", "dt_rank"):

@@ -22,4 +22,6 @@ class TeacherSpec:
         if not self.model:
             raise UserError("teacher.model is empty; give 'bundled', a hub id, a directory or a .gguf file")
         if self.gguf_file and not self.gguf_file.endswith(".gguf"):
-            raise UserError(f"teacher.gguf_file {self.gguf_file!r} does not end in .gguf; name the file itself")
+            raise UserError(
+                f"teacher.gguf_file {self.gguf_file!r} does not end in .gguf; name the file itself"
+            )

@@ -1,0 +1,211 @@
+"""Caches of a hybrid: KV caches for attention layers, constant-size state for recurrent ones, in one object.
+
+Built from transformers' own cache layers, which generation, beam search and assisted decoding know how to handle.
+What we add: every layer counts its tokens, so the sequence length is right wherever the recurrent layers are; and
+a layer whose past cannot be taken back says so instead of silently continuing from a wrong state.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer, LinearAttentionLayer
+
+SKIPPED = "skipped"
+"""Stands in a cache's layout for a layer whose mixer is left out."""
+
+
+class WindowLayer(DynamicSlidingWindowLayer):
+    """The last `sliding_window - 1` keys and values."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens, exactly.
+
+        Args:
+            tokens_to_remove: minus their number; 0 drops what was only recorded to be able to go back.
+
+        Raises:
+            RuntimeError: keys that the window would need again are gone; the cache is left as it was.
+        """
+        left = self.get_seq_length() - abs(tokens_to_remove)
+        kept = self.keys.shape[-2] - abs(tokens_to_remove) if self.is_initialized else 0
+        if self.is_initialized and kept < min(left, self.sliding_window - 1):
+            raise RuntimeError(
+                f"cannot take back {abs(tokens_to_remove)} tokens: keys before the window of {self.sliding_window} "
+                "are gone; call activate_past_recording() before the tokens that may have to go"
+            )
+        if self.is_initialized:
+            super().crop(tokens_to_remove)
+
+
+class RecurrentLayer(LinearAttentionLayer):
+    """Convolution and recurrent state of one layer, and how many tokens went into them."""
+
+    is_compileable = False
+
+    def __init__(self, number_of_states: int = 1) -> None:
+        super().__init__(number_of_states=number_of_states)
+        self.cumulative_length = 0
+
+    def advance(self, num_tokens: int) -> None:
+        """Count the tokens that went into the states."""
+        self.cumulative_length += num_tokens
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    @property
+    def is_croppable(self) -> bool:
+        return False
+
+    def activate_past_recording(self) -> None:
+        raise RuntimeError(
+            "this placement has recurrent mixers, whose state cannot be taken back; assisted decoding and other "
+            "methods that crop the cache need a placement of attention layers only"
+        )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: a recurrent state cannot be taken back.
+
+        Raises:
+            RuntimeError: unless there is nothing to take back.
+        """
+        if tokens_to_remove:
+            raise RuntimeError(
+                f"a recurrent state cannot be cropped by {abs(tokens_to_remove)} tokens; start it anew"
+            )
+
+    def reset(self) -> None:
+        super().reset()
+        self.cumulative_length = 0
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map_states(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map_states(lambda state: state[indices, ...])
+
+    def _map_states(self, function) -> None:
+        for states in (self.conv_states, self.recurrent_states):
+            for index, state in states.items():
+                if state is not None:
+                    states[index] = function(state)
+
+
+class SkippedLayer:
+    """A layer whose mixer is left out: it only counts tokens."""
+
+    is_compileable, is_croppable, is_sliding, supports_early_init = False, True, False, False
+
+    def __init__(self) -> None:
+        self.cumulative_length = 0
+
+    def advance(self, num_tokens: int) -> None:
+        """Count the tokens that passed by."""
+        self.cumulative_length += num_tokens
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self.cumulative_length -= abs(tokens_to_remove)
+
+    def reset(self) -> None:
+        self.cumulative_length = 0
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None: ...
+
+    def batch_repeat_interleave(self, repeats: int) -> None: ...
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None: ...
+
+    def offload(self) -> None: ...
+
+    def prefetch(self) -> None: ...
+
+
+class HybridCache(Cache):
+    """One cache layer per decoder layer, of the kind that its mixer needs."""
+
+    def __init__(self, layers: list, layout: tuple[str, ...]) -> None:
+        """
+        Args:
+            layers: cache layers, first layer first.
+            layout: what each is for: a mixer's name, or `SKIPPED`. A cache serves only the layout it was made for.
+        """
+        super().__init__(layers=layers)
+        self.layout = layout
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens the layer has seen, its padding included."""
+        return self.layers[layer_idx].get_seq_length()
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.layers[layer_idx].get_mask_sizes(query_length)
+
+    # The backbone sizes its attention masks by the first layer that is not `is_linear` (or is `is_sliding`). That must
+    # be one of its own attention layers: a mixer of ours may keep fewer keys than they do.
+    @property
+    def is_linear(self) -> list[bool]:
+        return [kind != "fa" for kind in self.layout]
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        sliding = [getattr(layer, "is_sliding", False) for layer in self.layers]
+        return [kind == "fa" and own for kind, own in zip(self.layout, sliding, strict=True)]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens of every layer, or refuse and change none.
+
+        Args:
+            tokens_to_remove: minus the number of tokens.
+
+        Raises:
+            RuntimeError: a layer cannot go back.
+            ValueError: more tokens than there are.
+        """
+        if abs(tokens_to_remove) > self.get_seq_length():
+            raise ValueError(f"cannot take back {abs(tokens_to_remove)} of {self.get_seq_length()} tokens")
+        for layer in self.layers:  # recurrent layers first: they refuse without having changed anything
+            if isinstance(layer, RecurrentLayer):
+                layer.crop(tokens_to_remove)
+        before = [(layer, dict(vars(layer))) for layer in self.layers]
+        try:
+            super().crop(tokens_to_remove)
+        except RuntimeError:
+            for layer, attributes in before:
+                vars(layer).update(attributes)
+            raise
+
+
+def native_layers(config: PreTrainedConfig) -> list:
+    """Return the cache layers that the backbone itself would use, its own sliding windows included."""
+    return DynamicCache(config=config.get_text_config(decoder=True)).layers
+
+
+def check_cache(cache: Cache, layout: Sequence[str]) -> None:
+    """Check that a cache that came from outside serves this layout.
+
+    Raises:
+        ValueError: made for another layout, or by something that knows only attention.
+    """
+    layout = tuple(layout)
+    if isinstance(cache, HybridCache):
+        if cache.layout != layout:
+            raise ValueError(
+                f"this cache was filled under placement {' '.join(cache.layout)}, the model now runs "
+                f"{' '.join(layout)}; start a new one with model.make_cache()"
+            )
+    elif any(kind != "fa" for kind in layout):
+        raise ValueError(
+            f"{type(cache).__name__} holds attention layers only; use model.make_cache() for a hybrid"
+        )

@@ -1,0 +1,74 @@
+"""What the banks need to know about the forward pass they are in, whatever the architecture hands down.
+
+Decoder layers pass a prepared attention mask or none at all, and each architecture its own keyword arguments. Mixers
+need the raw padding mask, the placement and the cache. The model sets them once per forward pass; activation
+checkpointing runs layers again later, maybe after other passes, so the recomputation gets the same context back.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from apriel_assets.hybrid.placement import Placement
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ForwardContext:
+    """One forward pass of one model."""
+
+    placement: Placement
+    skipped: frozenset[int] = frozenset()  # layers whose mixer adds nothing
+    padding_mask: torch.Tensor | None = (
+        None  # [batch, past + seq], nonzero at real tokens; None: all are real
+    )
+    attention_masks: dict[Any, torch.Tensor | None] = field(
+        default_factory=dict
+    )  # shared by layers that need the same
+
+    def token_mask(self, seq_len: int) -> torch.Tensor | None:
+        """Return which of this pass's tokens are real, `[batch, seq]`, or None when all are."""
+        return None if self.padding_mask is None else self.padding_mask[:, -seq_len:]
+
+
+_ACTIVE: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)
+
+
+@contextmanager
+def forward_context(context: ForwardContext) -> Iterator[None]:
+    """Make this the context of every bank called within."""
+    token = _ACTIVE.set(context)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def active_context() -> ForwardContext:
+    """Return the context of the forward pass that is running.
+
+    Raises:
+        RuntimeError: a decoder layer was called outside of the model's forward pass, e.g. by a checkpointing
+            wrapper of another library.
+    """
+    context = _ACTIVE.get()
+    if context is None:
+        raise RuntimeError(
+            "a mixer bank was called outside of HybridForCausalLM's forward pass; for activation checkpointing "
+            "use model.gradient_checkpointing_enable(), which restores the pass it recomputes"
+        )
+    return context
+
+
+def checkpoint_in_context(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any) -> Any:
+    """Checkpoint a layer so that its recomputation sees the context of its first run."""
+    return checkpoint(partial(_run_in_context, active_context(), function), *args)
+
+
+def _run_in_context(context: ForwardContext, function: Callable[..., Any], *args: Any) -> Any:
+    with forward_context(context):
+        return function(*args)

@@ -1,0 +1,375 @@
+"""The one model class: teacher, progressive checkpoints, supernet and shipped engines differ only in their mixers.
+
+A hybrid is the teacher's own transformers model, kept as `backbone`, in which each decoder layer's attention is
+replaced by a bank of mixers. Importing this module registers the class with transformers' Auto classes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any, Self, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from apriel_assets.errors import UserError
+from apriel_assets.hybrid.bank import MixerBank
+from apriel_assets.hybrid.caches import SKIPPED, HybridCache, SkippedLayer, check_cache, native_layers
+from apriel_assets.hybrid.calibration import match_output_scale
+from apriel_assets.hybrid.config import MambaConfig, MixerOptions
+from apriel_assets.hybrid.conversion import Init, build_mixer, convert_attention
+from apriel_assets.hybrid.forward_context import ForwardContext, checkpoint_in_context, forward_context
+from apriel_assets.hybrid.hybrid_config import HybridConfig
+from apriel_assets.hybrid.placement import (
+    FULL_ATTENTION,
+    MIXERS,
+    Placement,
+    check_layers,
+    check_placement,
+    replace_layers,
+)
+from apriel_assets.hybrid.surgery import check_attention_call, find_decoder_layers
+
+
+class HybridForCausalLM(PreTrainedModel, GenerationMixin):
+    """A causal LM whose layers each hold one or more mixers, one of them active."""
+
+    config_class = HybridConfig
+    config: HybridConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012  transformers' own attribute
+
+    def __init__(self, config: HybridConfig, backbone: PreTrainedModel | None = None) -> None:
+        """
+        Args:
+            config: what to build.
+            backbone: a model to put the mixers into, in place; None: a new one, for weights to be loaded into.
+        """
+        super().__init__(config)
+        self.backbone = AutoModelForCausalLM.from_config(config.backbone) if backbone is None else backbone
+        self._skipped: frozenset[int] = frozenset()
+        for index, layer in enumerate(self.decoder_layers):
+            attention = cast(nn.Module, layer.self_attn)
+            options = config.mixer_options(index)
+            mixers = {name: build_mixer(attention, value) for name, value in options.items()}
+            layer.self_attn = MixerBank(index, mixers, options)
+        self._no_split_modules = getattr(self.backbone, "_no_split_modules", None)
+        self.post_init()
+
+    @classmethod
+    def from_teacher(cls, teacher: PreTrainedModel, *, copy: bool = True) -> Self:
+        """Return the all-FA hybrid of a teacher; its logits are the teacher's, bit for bit.
+
+        Args:
+            teacher: a causal LM of transformers, or a hybrid's backbone.
+            copy: False: the hybrid takes the teacher over, which must not be used on its own any more.
+
+        Raises:
+            UserError: decoder layers or attention of an unexpected kind; names the class.
+        """
+        backbone = deepcopy(teacher) if copy else teacher
+        layers = find_decoder_layers(backbone)
+        for layer in layers:
+            if isinstance(layer.self_attn, MixerBank):
+                if FULL_ATTENTION not in layer.self_attn.names:
+                    raise UserError(
+                        f"layer {layer.self_attn.layer} of the teacher holds no full attention any more"
+                    )
+                layer.self_attn = layer.self_attn.mixers[FULL_ATTENTION]
+        check_attention_call(layers)
+        config = HybridConfig(
+            backbone=backbone.config,
+            dtype=backbone.dtype,
+            # A config hands its choice down to its parts: without this one, the backbone would lose its own.
+            attn_implementation=backbone.config._attn_implementation,
+        )
+        hybrid = cls(config, backbone)
+        hybrid.generation_config = deepcopy(backbone.generation_config)
+        return hybrid.train(teacher.training)
+
+    # ---- what it holds
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        return find_decoder_layers(self.backbone)
+
+    @property
+    def banks(self) -> list[MixerBank]:
+        return [cast(MixerBank, layer.self_attn) for layer in self.decoder_layers]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.config.placement)
+
+    @property
+    def lm_head(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    @property
+    def mixers(self) -> tuple[tuple[str, ...], ...]:
+        """The mixers that each layer holds, first layer first."""
+        return tuple(bank.names for bank in self.banks)
+
+    @property
+    def placement(self) -> Placement:
+        return tuple(self.config.placement)
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """The named placements."""
+        return self.config.named_placements()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.backbone.set_output_embeddings(new_embeddings)
+
+    # ---- what it runs
+
+    def set_placement(self, placement: Placement | str) -> None:
+        """Make a placement active, given mixer by mixer or by name.
+
+        Raises:
+            UserError: an unknown name, a wrong length, or a mixer that a layer does not hold.
+        """
+        if isinstance(placement, str):
+            if placement not in self.placements:
+                raise UserError(
+                    f"no placement {placement!r}; named ones: {', '.join(self.placements) or 'none'}"
+                )
+            placement = self.placements[placement]
+        self.config.placement = list(check_placement(placement, self.num_layers, self.mixers))
+
+    def name_placement(self, name: str, placement: Placement | None = None) -> None:
+        """Keep a placement (None: the active one) under a name, in checkpoints too."""
+        placement = self.placement if placement is None else placement
+        self.config.placements[name] = list(check_placement(placement, self.num_layers, self.mixers))
+
+    @contextmanager
+    def skip_mixers(self, layers: Iterable[int]) -> Iterator[None]:
+        """Let these layers' mixers add nothing to the residual stream, for leave-one-out scores.
+
+        Raises:
+            UserError: a layer that does not exist.
+        """
+        before, self._skipped = self._skipped, frozenset(check_layers(layers, self.num_layers))
+        try:
+            yield
+        finally:
+            self._skipped = before
+
+    def convert(
+        self,
+        layers: Iterable[int],
+        mixer: str,
+        *,
+        init: Init = "mapped",
+        seed: int = 0,
+        keep: bool = False,
+        options: MixerOptions | Mapping[str, Any] | None = None,
+        calibration: torch.Tensor | None = None,
+    ) -> None:
+        """Give layers a new mixer, made from their full attention, and make it active there.
+
+        Args:
+            layers: their indices.
+            mixer: "swa" or "mamba".
+            init: "mapped": start from the attention's weights; "random": start fresh.
+            seed: of the fresh weights; a layer's do not depend on which others are converted with it.
+            keep: keep the layers' other mixers beside the new one; False: drop them.
+            options: how mixers are built; None: the defaults.
+            calibration: token ids, `[batch, seq]`, on which output sizes are matched; None: random ones.
+
+        Raises:
+            UserError: layers that do not exist or hold no full attention any more, or shapes that do not fit;
+                nothing is changed then.
+        """
+        chosen = check_layers(layers, self.num_layers)
+        placement = replace_layers(self.placement, chosen, mixer)
+        if mixer not in MIXERS or mixer == FULL_ATTENTION:
+            raise UserError(f"cannot convert to {mixer!r}; choose from {', '.join(MIXERS[1:])}")
+        config = _options_of(options, mixer)
+        banks = self.banks
+        if lost := [layer for layer in chosen if FULL_ATTENTION not in banks[layer].names]:
+            raise UserError(
+                f"layers {lost} hold no full attention to convert from; start from a model that does"
+            )
+        new = {
+            layer: convert_attention(
+                banks[layer].mixers[FULL_ATTENTION], config, init=init, seed=seed * 100_003 + layer
+            )
+            for layer in chosen
+        }
+        if isinstance(config, MambaConfig) and config.output_scale == "matched":
+            match_output_scale(self, new, calibration, seed)
+        for layer, module in new.items():
+            banks[layer].add(mixer, module.train(self.training), config)
+        self.config.placement = list(placement)
+        self._keep_only({layer: {mixer} for layer in chosen} if not keep else {})
+
+    def prune(self) -> None:
+        """Drop every mixer that neither the active nor a named placement uses."""
+        used = [self.placement, *self.placements.values()]
+        self._keep_only({layer: {placement[layer] for placement in used} for layer in range(self.num_layers)})
+
+    def _keep_only(self, wanted: Mapping[int, set[str]]) -> None:
+        """Drop the other mixers of the layers named, unless a named placement uses them; record what is left."""
+        for layer, bank in enumerate(self.banks):
+            named = {placement[layer] for placement in self.placements.values()}
+            for name in bank.names:
+                if layer in wanted and name not in wanted[layer] | named:
+                    bank.drop(name)
+            self.config.set_mixer_options(layer, bank.options)
+
+    # ---- forward
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the backbone under the active placement; arguments and output are the backbone's.
+
+        Raises:
+            ValueError: a cache made for another placement, or a mask that recurrent mixers cannot use.
+        """
+        if use_cache is None:
+            use_cache = bool(getattr(self.config.get_text_config(), "use_cache", True)) and not self.training
+        if past_key_values is not None:
+            check_cache(past_key_values, self._layout())
+        elif use_cache:
+            past_key_values = self.make_cache()
+        with forward_context(self._context(attention_mask, position_ids, past_key_values)):
+            return self.backbone(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+
+    def final_hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`. No cache."""
+        with forward_context(self._context(attention_mask, position_ids, None)):
+            decoder = getattr(self.backbone, self.backbone.base_model_prefix)
+            return decoder(
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
+
+    def make_cache(self) -> HybridCache:
+        """Return an empty cache for the active placement."""
+        native, layout = native_layers(self.backbone.config), self._layout()
+        makers = {SKIPPED: lambda layer: SkippedLayer(), FULL_ATTENTION: lambda layer: native[layer]}
+        layers = [
+            makers[kind](layer) if kind in makers else cast(Any, bank.mixers[kind]).make_cache_layer()
+            for layer, (kind, bank) in enumerate(zip(layout, self.banks, strict=True))
+        ]
+        return HybridCache(layers, layout)
+
+    def _layout(self) -> tuple[str, ...]:
+        return tuple(
+            SKIPPED if layer in self._skipped else name for layer, name in enumerate(self.config.placement)
+        )
+
+    def _context(
+        self, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: Cache | None
+    ) -> ForwardContext:
+        placement = self.placement
+        if any(name != FULL_ATTENTION for name in placement):
+            if attention_mask is not None and attention_mask.dim() != 2:
+                raise ValueError(
+                    f"a hybrid needs the mask as [batch, seq], got {tuple(attention_mask.shape)}"
+                )
+            if (
+                attention_mask is None
+                and cache is None
+                and position_ids is not None
+                and (position_ids.diff() != 1).any()
+            ):
+                raise ValueError(
+                    "position_ids start anew within a row (packed sequences): give each its own row"
+                )
+        return ForwardContext(placement=placement, skipped=self._skipped, padding_mask=attention_mask)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, *args: Any, **kwargs: Any
+    ) -> None:
+        plain = generation_config.cache_implementation in (None, "dynamic", "hybrid")
+        if (
+            not plain
+            or generation_config.use_cache is False
+            or model_kwargs.get("past_key_values") is not None
+        ):
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return
+        model_kwargs["past_key_values"] = self.make_cache()
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
+    ):
+        """Checkpoint layers as transformers does, each recomputed in the context of its first run."""
+        function = gradient_checkpointing_func or torch.utils.checkpoint.checkpoint
+        super()._set_gradient_checkpointing(enable, partial(checkpoint_in_context, function), **kwargs)
+
+    # ---- files
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            UserError: weights are missing, unexpected or of the wrong shape.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(str(name) for name in info.get(problem, ())):
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                raise UserError(
+                    f"checkpoint {args[0]}: {problem.replace('_', ' ')} {', '.join(names[:3])}{more}"
+                )
+        return (model, info) if with_info else model
+
+
+def _options_of(options: MixerOptions | Mapping[str, Any] | None, mixer: str) -> Any:
+    options = MixerOptions() if options is None else options
+    return options[mixer] if isinstance(options, Mapping) else getattr(options, mixer)
+
+
+AutoConfig.register(HybridConfig.model_type, HybridConfig)
+AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM)
