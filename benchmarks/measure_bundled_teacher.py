@@ -146,6 +146,12 @@ def measure_spread(
         }
 
 
+def describe_machine(device: str) -> dict[str, str]:
+    """Return the device and the versions that figures depend on."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU ({platform.machine()})"
+    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
 def measure_teacher(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, num_test: int, num_spread: int
 ) -> dict[str, Any]:
@@ -153,11 +159,9 @@ def measure_teacher(
     model.eval()
     torch.manual_seed(seed)
     problems = draw_test_problems(num_test, split="test", seed=seed)
-    cuda = model.device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "measured_on": describe_machine(str(model.device)),
+        "seed": seed,
         "num_parameters": model.num_parameters(),
         "num_test_problems_per_task": num_test,
         "greedy_accuracy": measure_accuracy(model, tokenizer, problems),

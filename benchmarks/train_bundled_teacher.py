@@ -6,7 +6,7 @@ attention blocks at random (per layer and step, ramped up to `--skip`) and go on
 whole, so that the complete model stays calibrated.
 
     python benchmarks/train_bundled_teacher.py --seconds 400 --device cuda
-    python benchmarks/train_bundled_teacher.py --seconds 3600 --batch-size 128 --workers 1     # CPU: slower
+    python benchmarks/train_bundled_teacher.py --seconds 3600 --batch-size 64 --workers 1     # CPU: 2 cores
 
 The budget is wall-clock and the difficulty follows the loss, so a second run gives a like teacher, not the
 same bytes.
@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure_bundled_teacher import draw_test_problems, measure_accuracy, measure_teacher, skippable_attention
+from measure_bundled_teacher import (
+    describe_machine,
+    draw_test_problems,
+    measure_accuracy,
+    measure_teacher,
+    skippable_attention,
+)
 from teacher_traces import TASKS, Curriculum, TraceStream, item_mask
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -213,8 +219,13 @@ def main() -> None:
     training = TeacherTraining(args)
     training.run()
     training.save()
-    record: dict[str, Any] = {key: str(v) if isinstance(v, Path) else v for key, v in vars(args).items()}
-    record |= {"steps": training.steps, "tokens": training.tokens, "curve": training.curve}
+    record: dict[str, Any] = {
+        "arguments": {key: value for key, value in vars(args).items() if not isinstance(value, Path)},
+        "trained_on": describe_machine(args.device),
+        "steps": training.steps,
+        "tokens": training.tokens,
+        "curve": training.curve,
+    }
     args.record.write_text(json.dumps(record, indent=1) + "\n")  # before measuring: a cut run keeps its curve
     shipped = LlamaForCausalLM.from_pretrained(args.out).to(args.device)
     record["measured"] = measure_teacher(
