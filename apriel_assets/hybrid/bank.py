@@ -1,4 +1,4 @@
-"""The stand-in for a decoder layer's attention: holds the layer's mixers and runs the one in the placement."""
+"""The stand-in for a decoder layer's attention: holds the layer's mixers, runs the one in the placement."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apriel_assets.errors import UserError
 from apriel_assets.hybrid.config import MixerConfig
 from apriel_assets.hybrid.forward_context import active_context
 from apriel_assets.hybrid.placement import FULL_ATTENTION
@@ -14,8 +15,8 @@ from apriel_assets.hybrid.placement import FULL_ATTENTION
 class MixerBank(nn.Module):
     """Called exactly like the attention module it replaces.
 
-    Full attention is that module itself and gets the call as it came, so an all-FA model computes bit for bit what
-    the teacher does. Other mixers take what they need of the same arguments.
+    Full attention is that module itself and gets the call as it came, so an all-FA model computes bit for bit
+    what the teacher does. Other mixers take what they need of the same arguments.
     """
 
     def __init__(
@@ -51,3 +52,18 @@ class MixerBank(nn.Module):
         if name == FULL_ATTENTION:
             return self.mixers[name](*args, **kwargs)
         return self.mixers[name](context, self.layer, *args, **kwargs)
+
+
+def restore_attention(layers: nn.ModuleList) -> None:
+    """Put each layer's attention back where a bank stands; layers without a bank stay as they are.
+
+    Raises:
+        UserError: a bank that holds no full attention any more; nothing is changed then.
+    """
+    banks = [layer.self_attn for layer in layers]
+    lost = [bank.layer for bank in banks if isinstance(bank, MixerBank) and FULL_ATTENTION not in bank.names]
+    if lost:
+        raise UserError(f"layers {lost} hold no full attention any more; start from the original teacher")
+    for layer, bank in zip(layers, banks, strict=True):
+        if isinstance(bank, MixerBank):
+            layer.self_attn = bank.mixers[FULL_ATTENTION]

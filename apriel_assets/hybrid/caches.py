@@ -1,11 +1,13 @@
 """Caches of a hybrid: KV caches for attention layers, constant-size state for recurrent ones, in one object.
 
-Built from transformers' own cache layers, which generation, beam search and assisted decoding know how to handle.
-What we add: every layer counts its tokens, so the sequence length is right wherever the recurrent layers are; and
-a layer whose past cannot be taken back says so instead of silently continuing from a wrong state.
+Built from transformers' own cache layers, which generation, beam search and assisted decoding know how to
+handle.
+What we add: every layer counts its tokens, so the sequence length is right wherever the recurrent layers are;
+and a layer whose past cannot be taken back says so instead of silently continuing from a wrong state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -28,11 +30,11 @@ class WindowLayer(DynamicSlidingWindowLayer):
             RuntimeError: keys that the window would need again are gone; the cache is left as it was.
         """
         left = self.get_seq_length() - abs(tokens_to_remove)
-        kept = self.keys.shape[-2] - abs(tokens_to_remove) if self.is_initialized else 0
+        kept = 0 if self.keys is None else self.keys.shape[-2] - abs(tokens_to_remove)
         if self.is_initialized and kept < min(left, self.sliding_window - 1):
             raise RuntimeError(
-                f"cannot take back {abs(tokens_to_remove)} tokens: keys before the window of {self.sliding_window} "
-                "are gone; call activate_past_recording() before the tokens that may have to go"
+                f"cannot take back {abs(tokens_to_remove)} tokens: keys before the window of "
+                f"{self.sliding_window} are gone; call activate_past_recording() before such tokens"
             )
         if self.is_initialized:
             super().crop(tokens_to_remove)
@@ -63,8 +65,8 @@ class RecurrentLayer(LinearAttentionLayer):
 
     def activate_past_recording(self) -> None:
         raise RuntimeError(
-            "this placement has recurrent mixers, whose state cannot be taken back; assisted decoding and other "
-            "methods that crop the cache need a placement of attention layers only"
+            "this placement has recurrent mixers, whose state cannot be taken back; assisted decoding and "
+            "other methods that crop the cache need a placement of attention layers only"
         )
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -88,7 +90,7 @@ class RecurrentLayer(LinearAttentionLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._map_states(lambda state: state[indices, ...])
 
-    def _map_states(self, function) -> None:
+    def _map_states(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for states in (self.conv_states, self.recurrent_states):
             for index, state in states.items():
                 if state is not None:
@@ -140,19 +142,20 @@ class HybridCache(Cache):
         """
         Args:
             layers: cache layers, first layer first.
-            layout: what each is for: a mixer's name, or `SKIPPED`. A cache serves only the layout it was made for.
+            layout: what each is for: a mixer's name, or `SKIPPED`. The cache serves no other layout.
         """
         super().__init__(layers=layers)
         self.layout = layout
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return how many tokens the layer has seen, its padding included."""
-        return self.layers[layer_idx].get_seq_length()
+        return cast(Any, self.layers[layer_idx]).get_seq_length()
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.layers[layer_idx].get_mask_sizes(query_length)
+        return cast(Any, self.layers[layer_idx]).get_mask_sizes(query_length)
 
-    # The backbone sizes its attention masks by the first layer that is not `is_linear` (or is `is_sliding`). That must
+    # The backbone sizes its attention masks by the first layer that is not `is_linear` (or is `is_sliding`).
+    # That must
     # be one of its own attention layers: a mixer of ours may keep fewer keys than they do.
     @property
     def is_linear(self) -> list[bool]:
@@ -171,10 +174,14 @@ class HybridCache(Cache):
 
         Raises:
             RuntimeError: a layer cannot go back.
-            ValueError: more tokens than there are.
+            ValueError: a positive number (transformers once took the length to keep), or more tokens than
+                there are.
         """
-        if abs(tokens_to_remove) > self.get_seq_length():
-            raise ValueError(f"cannot take back {abs(tokens_to_remove)} of {self.get_seq_length()} tokens")
+        if not -self.get_seq_length() <= tokens_to_remove <= 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): give minus the number of the last tokens, at most "
+                f"{self.get_seq_length()}"
+            )
         for layer in self.layers:  # recurrent layers first: they refuse without having changed anything
             if isinstance(layer, RecurrentLayer):
                 layer.crop(tokens_to_remove)

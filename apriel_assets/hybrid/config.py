@@ -1,6 +1,7 @@
 """Options of the mixers, as recipe keys. No torch here: recipes import this."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from apriel_assets.errors import UserError
@@ -70,6 +71,21 @@ class MixerOptions:
 
     swa: SlidingWindowConfig = field(default_factory=SlidingWindowConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
+
+
+def pick_options(options: MixerOptions | Mapping[str, Any] | None, mixer: str) -> MixerConfig:
+    """Return one mixer's options out of all; None: the defaults.
+
+    Raises:
+        UserError: a mixer without options, which no layer can be converted to.
+    """
+    options = MixerOptions() if options is None else options
+    picked = options.get(mixer) if isinstance(options, Mapping) else getattr(options, mixer, None)
+    if picked is None:
+        raise UserError(
+            f"cannot convert to {mixer!r}; choose from {', '.join(f.name for f in fields(MixerOptions))}"
+        )
+    return picked
 
 
 def config_to_dict(config: MixerConfig) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Start a mixer from the attention it replaces (Mamba: V -> x, K -> B, Q -> C, O -> out_proj; window: everything).
+"""Start a mixer from the attention it replaces. Mamba: V -> x, K -> B, Q -> C, O -> out_proj; SWA: all of it.
 
-What attention has no counterpart for starts so that it does no harm and learns at once: the gate is open and constant,
-the convolution passes the current token through, and every parameter has a gradient from the first step on.
+What attention has no counterpart for starts so that it does no harm and learns at once: the gate is open and
+constant, the convolution passes the current token through, and every parameter has a gradient from the first
+step on.
 """
 
 import copy
@@ -30,7 +31,8 @@ def build_mixer(attention: nn.Module, options: MixerConfig) -> nn.Module:
     Raises:
         UserError: attention that the mixer cannot be shaped after.
     """
-    # fork_rng: torch's layers draw their first weights from the global generator, which is not ours to advance.
+    # fork_rng: torch's layers draw their first weights from the global generator, which is not ours to
+    # advance.
     with torch.random.fork_rng(devices=[]):
         match options:
             case FullAttentionConfig():
@@ -47,7 +49,7 @@ def convert_attention(attention: nn.Module, options: MixerConfig, *, init: Init,
     Args:
         attention: an attention module of the usual projections.
         options: which mixer, and how it is built.
-        init: "mapped": weights come from the attention; "random": a fresh mixer of the same shape, for comparison.
+        init: "mapped": weights come from the attention; "random": a fresh mixer of the same shape.
         seed: of the random weights.
 
     Raises:

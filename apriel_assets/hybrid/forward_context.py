@@ -1,8 +1,9 @@
 """What the banks need to know about the forward pass they are in, whatever the architecture hands down.
 
-Decoder layers pass a prepared attention mask or none at all, and each architecture its own keyword arguments. Mixers
-need the raw padding mask, the placement and the cache. The model sets them once per forward pass; activation
-checkpointing runs layers again later, maybe after other passes, so the recomputation gets the same context back.
+Decoder layers pass a prepared attention mask or none at all, and each architecture its own keyword arguments.
+Mixers need the raw padding mask, the placement and the cache. The model sets them once per forward pass;
+activation checkpointing runs layers again later, maybe after other passes, so the recomputation gets the same
+context back.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,10 +59,26 @@ def active_context() -> ForwardContext:
     context = _ACTIVE.get()
     if context is None:
         raise RuntimeError(
-            "a mixer bank was called outside of HybridForCausalLM's forward pass; for activation checkpointing "
-            "use model.gradient_checkpointing_enable(), which restores the pass it recomputes"
+            "a mixer bank was called outside of HybridForCausalLM's forward pass; for activation "
+            "checkpointing use model.gradient_checkpointing_enable(), which restores the pass it recomputes"
         )
     return context
+
+
+def check_rows(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> None:
+    """Check that each row is one sequence, as every mixer but full attention takes it to be.
+
+    Args:
+        attention_mask: must be the raw mask, `[batch, past + seq]`, or None.
+        position_ids: without a mask, `[batch, seq]` must count up by one; None: they do.
+
+    Raises:
+        ValueError: a prepared mask, or several sequences packed into a row.
+    """
+    if attention_mask is not None and attention_mask.dim() != 2:
+        raise ValueError(f"a hybrid needs the mask as [batch, seq], got {tuple(attention_mask.shape)}")
+    if attention_mask is None and position_ids is not None and (position_ids.diff() != 1).any():
+        raise ValueError("position_ids start anew within a row (packed sequences): give each its own row")
 
 
 def checkpoint_in_context(checkpoint: Callable[..., Any], function: Callable[..., Any], *args: Any) -> Any:

@@ -19,7 +19,7 @@ class HybridConfig(PreTrainedConfig):
     """
 
     model_type = "apriel_hybrid"
-    sub_configs = {"backbone": AutoConfig}  # noqa: RUF012  transformers' own attribute
+    sub_configs = {"backbone": AutoConfig}  # noqa: RUF012  # pyright: ignore[reportAssignmentType]
 
     def __init__(
         self,

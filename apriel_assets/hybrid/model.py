@@ -1,7 +1,7 @@
-"""The one model class: teacher, progressive checkpoints, supernet and shipped engines differ only in their mixers.
+"""The one model class: teacher, H-k checkpoints, supernet and shipped engines differ only in their mixers.
 
-A hybrid is the teacher's own transformers model, kept as `backbone`, in which each decoder layer's attention is
-replaced by a bank of mixers. Importing this module registers the class with transformers' Auto classes.
+A hybrid is the teacher's own transformers model, kept as `backbone`, in which each decoder layer's attention
+is replaced by a bank of mixers. Importing this module registers the class with transformers' Auto classes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,22 +12,28 @@ from typing import Any, Self, cast
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from apriel_assets.errors import UserError
-from apriel_assets.hybrid.bank import MixerBank
+from apriel_assets.hybrid.bank import MixerBank, restore_attention
 from apriel_assets.hybrid.caches import SKIPPED, HybridCache, SkippedLayer, check_cache, native_layers
-from apriel_assets.hybrid.calibration import match_output_scale
-from apriel_assets.hybrid.config import MambaConfig, MixerOptions
-from apriel_assets.hybrid.conversion import Init, build_mixer, convert_attention
-from apriel_assets.hybrid.forward_context import ForwardContext, checkpoint_in_context, forward_context
+from apriel_assets.hybrid.checkpoint import refuse_incomplete
+from apriel_assets.hybrid.config import MixerOptions, pick_options
+from apriel_assets.hybrid.conversion import Init, build_mixer
+from apriel_assets.hybrid.editing import add_mixers, keep_mixers
+from apriel_assets.hybrid.forward_context import (
+    ForwardContext,
+    check_rows,
+    checkpoint_in_context,
+    forward_context,
+)
 from apriel_assets.hybrid.hybrid_config import HybridConfig
 from apriel_assets.hybrid.placement import (
     FULL_ATTENTION,
-    MIXERS,
     Placement,
     check_layers,
     check_placement,
@@ -53,7 +59,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         """
         Args:
             config: what to build.
-            backbone: a model to put the mixers into, in place; None: a new one, for weights to be loaded into.
+            backbone: a model to put the mixers into, in place; None: a new one, to load weights into.
         """
         super().__init__(config)
         self.backbone = AutoModelForCausalLM.from_config(config.backbone) if backbone is None else backbone
@@ -79,13 +85,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         """
         backbone = deepcopy(teacher) if copy else teacher
         layers = find_decoder_layers(backbone)
-        for layer in layers:
-            if isinstance(layer.self_attn, MixerBank):
-                if FULL_ATTENTION not in layer.self_attn.names:
-                    raise UserError(
-                        f"layer {layer.self_attn.layer} of the teacher holds no full attention any more"
-                    )
-                layer.self_attn = layer.self_attn.mixers[FULL_ATTENTION]
+        restore_attention(layers)
         check_attention_call(layers)
         config = HybridConfig(
             backbone=backbone.config,
@@ -96,8 +96,6 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         hybrid = cls(config, backbone)
         hybrid.generation_config = deepcopy(backbone.generation_config)
         return hybrid.train(teacher.training)
-
-    # ---- what it holds
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -113,7 +111,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def lm_head(self) -> nn.Module:
-        return self.backbone.get_output_embeddings()
+        return cast(nn.Module, self.backbone.get_output_embeddings())
 
     @property
     def mixers(self) -> tuple[tuple[str, ...], ...]:
@@ -129,19 +127,11 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         """The named placements."""
         return self.config.named_placements()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
-        return self.backbone.get_output_embeddings()
+        return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.backbone.set_output_embeddings(new_embeddings)
-
-    # ---- what it runs
 
     def set_placement(self, placement: Placement | str) -> None:
         """Make a placement active, given mixer by mixer or by name.
@@ -193,52 +183,24 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             mixer: "swa" or "mamba".
             init: "mapped": start from the attention's weights; "random": start fresh.
             seed: of the fresh weights; a layer's do not depend on which others are converted with it.
-            keep: keep the layers' other mixers beside the new one; False: drop them.
-            options: how mixers are built; None: the defaults.
+            keep: keep the layers' other mixers too; False: drop those that no named placement uses.
+            options: how mixers are built, by name; None: the defaults.
             calibration: token ids, `[batch, seq]`, on which output sizes are matched; None: random ones.
 
         Raises:
             UserError: layers that do not exist or hold no full attention any more, or shapes that do not fit;
                 nothing is changed then.
         """
+        placement = replace_layers(self.placement, layers, mixer)
         chosen = check_layers(layers, self.num_layers)
-        placement = replace_layers(self.placement, chosen, mixer)
-        if mixer not in MIXERS or mixer == FULL_ATTENTION:
-            raise UserError(f"cannot convert to {mixer!r}; choose from {', '.join(MIXERS[1:])}")
-        config = _options_of(options, mixer)
-        banks = self.banks
-        if lost := [layer for layer in chosen if FULL_ATTENTION not in banks[layer].names]:
-            raise UserError(
-                f"layers {lost} hold no full attention to convert from; start from a model that does"
-            )
-        new = {
-            layer: convert_attention(
-                banks[layer].mixers[FULL_ATTENTION], config, init=init, seed=seed * 100_003 + layer
-            )
-            for layer in chosen
-        }
-        if isinstance(config, MambaConfig) and config.output_scale == "matched":
-            match_output_scale(self, new, calibration, seed)
-        for layer, module in new.items():
-            banks[layer].add(mixer, module.train(self.training), config)
+        config = pick_options(options, mixer)
+        add_mixers(self, chosen, mixer, config, init=init, seed=seed, calibration=calibration)
         self.config.placement = list(placement)
-        self._keep_only({layer: {mixer} for layer in chosen} if not keep else {})
+        keep_mixers(self, {} if keep else {layer: {mixer} for layer in chosen})
 
     def prune(self) -> None:
         """Drop every mixer that neither the active nor a named placement uses."""
-        used = [self.placement, *self.placements.values()]
-        self._keep_only({layer: {placement[layer] for placement in used} for layer in range(self.num_layers)})
-
-    def _keep_only(self, wanted: Mapping[int, set[str]]) -> None:
-        """Drop the other mixers of the layers named, unless a named placement uses them; record what is left."""
-        for layer, bank in enumerate(self.banks):
-            named = {placement[layer] for placement in self.placements.values()}
-            for name in bank.names:
-                if layer in wanted and name not in wanted[layer] | named:
-                    bank.drop(name)
-            self.config.set_mixer_options(layer, bank.options)
-
-    # ---- forward
+        keep_mixers(self, {layer: {mixer} for layer, mixer in enumerate(self.placement)})
 
     def forward(
         self,
@@ -291,13 +253,13 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     def make_cache(self) -> HybridCache:
         """Return an empty cache for the active placement."""
-        native, layout = native_layers(self.backbone.config), self._layout()
-        makers = {SKIPPED: lambda layer: SkippedLayer(), FULL_ATTENTION: lambda layer: native[layer]}
-        layers = [
-            makers[kind](layer) if kind in makers else cast(Any, bank.mixers[kind]).make_cache_layer()
-            for layer, (kind, bank) in enumerate(zip(layout, self.banks, strict=True))
-        ]
-        return HybridCache(layers, layout)
+        layout, native = self._layout(), native_layers(self.backbone.config)
+        for layer, (kind, bank) in enumerate(zip(layout, self.banks, strict=True)):
+            if kind == SKIPPED:
+                native[layer] = SkippedLayer()
+            elif kind != FULL_ATTENTION:
+                native[layer] = cast(Any, bank.mixers[kind]).make_cache_layer()
+        return HybridCache(native, layout)
 
     def _layout(self) -> tuple[str, ...]:
         return tuple(
@@ -307,33 +269,16 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     def _context(
         self, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: Cache | None
     ) -> ForwardContext:
-        placement = self.placement
-        if any(name != FULL_ATTENTION for name in placement):
-            if attention_mask is not None and attention_mask.dim() != 2:
-                raise ValueError(
-                    f"a hybrid needs the mask as [batch, seq], got {tuple(attention_mask.shape)}"
-                )
-            if (
-                attention_mask is None
-                and cache is None
-                and position_ids is not None
-                and (position_ids.diff() != 1).any()
-            ):
-                raise ValueError(
-                    "position_ids start anew within a row (packed sequences): give each its own row"
-                )
-        return ForwardContext(placement=placement, skipped=self._skipped, padding_mask=attention_mask)
+        if any(name != FULL_ATTENTION for name in self.config.placement):
+            check_rows(attention_mask, position_ids if cache is None else None)
+        return ForwardContext(placement=self.placement, skipped=self._skipped, padding_mask=attention_mask)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, *args: Any, **kwargs: Any
     ) -> None:
-        plain = generation_config.cache_implementation in (None, "dynamic", "hybrid")
-        if (
-            not plain
-            or generation_config.use_cache is False
-            or model_kwargs.get("past_key_values") is not None
-        ):
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        given = model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False
+        if given or generation_config.cache_implementation not in (None, "dynamic"):
+            cast(Any, super())._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
             return
         model_kwargs["past_key_values"] = self.make_cache()
         if generation_config.is_assistant:
@@ -343,10 +288,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
     ):
         """Checkpoint layers as transformers does, each recomputed in the context of its first run."""
-        function = gradient_checkpointing_func or torch.utils.checkpoint.checkpoint
+        function = gradient_checkpointing_func or checkpoint
         super()._set_gradient_checkpointing(enable, partial(checkpoint_in_context, function), **kwargs)
-
-    # ---- files
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -356,19 +299,9 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             UserError: weights are missing, unexpected or of the wrong shape.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(str(name) for name in info.get(problem, ())):
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise UserError(
-                    f"checkpoint {args[0]}: {problem.replace('_', ' ')} {', '.join(names[:3])}{more}"
-                )
+        model, info = cast(Any, super().from_pretrained(*args, output_loading_info=True, **kwargs))
+        refuse_incomplete(str(args[0]), info)
         return (model, info) if with_info else model
-
-
-def _options_of(options: MixerOptions | Mapping[str, Any] | None, mixer: str) -> Any:
-    options = MixerOptions() if options is None else options
-    return options[mixer] if isinstance(options, Mapping) else getattr(options, mixer)
 
 
 AutoConfig.register(HybridConfig.model_type, HybridConfig)

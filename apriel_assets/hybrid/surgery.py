@@ -43,7 +43,7 @@ def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     ]
     if len(found) != 1:
         raise UserError(
-            f"{type(model).__name__} has {len(found)} lists of {num_layers} decoder layers with a self_attn module; "
+            f"{type(model).__name__} has {len(found)} lists of {num_layers} decoder layers with a self_attn; "
             "need exactly one, as Llama, Mistral, Qwen2 and Qwen3 have"
         )
     return found[0]
@@ -73,9 +73,7 @@ def attention_shape(attention: nn.Module) -> AttentionShape:
     """
     name = type(attention).__name__
     if missing := [p for p in _PROJECTIONS if not isinstance(getattr(attention, p, None), nn.Linear)]:
-        raise UserError(
-            f"{name} has no linear {', '.join(missing)}; only attention with separate q, k, v and o can be converted"
-        )
+        raise UserError(f"{name} has no linear {', '.join(missing)}; need separate q, k, v and o projections")
     q, k, v, o = (cast(nn.Linear, getattr(attention, projection)) for projection in _PROJECTIONS)
     head_size = cast(int, getattr(attention, "head_dim", 0))
     if not head_size:

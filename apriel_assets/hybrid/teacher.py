@@ -1,6 +1,7 @@
 """Load the model that students come from, and say what it is.
 
-Any causal LM of transformers, from the hub, a directory or a GGUF file, as long as its attention can be exchanged and
+Any causal LM of transformers, from the hub, a directory or a GGUF file, as long as its attention can be
+exchanged and
 its logits are its LM head applied to the final hidden states: losses are computed from those.
 """
 
@@ -67,7 +68,8 @@ def check_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     """Check that students can be made from a model, and trained against it.
 
     Raises:
-        UserError: layers or attention of an unexpected kind, logits that are not the LM head's output, or a tokenizer
+        UserError: layers or attention of an unexpected kind, logits that are not the LM head's output, or a
+        tokenizer
             with ids beyond the embedding; names the class.
     """
     check_attention_call(find_decoder_layers(model))
@@ -88,7 +90,7 @@ def check_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
         logits = model(input_ids=input_ids, use_cache=False).logits
         if not torch.allclose(head(hidden).float(), logits.float(), rtol=1e-3, atol=1e-3):
             raise UserError(
-                f"the logits of {type(model).__name__} are not its LM head applied to the final hidden states "
+                f"the logits of {type(model).__name__} are not its LM head of the final hidden states "
                 "(a soft cap or a scale?); such models cannot be teachers"
             )
 
@@ -97,9 +99,9 @@ def teacher_facts(spec: TeacherSpec) -> dict[str, Any]:
     """Return what a teacher is, without loading its weights.
 
     Returns:
-        num_layers, hidden_size, num_heads, num_kv_heads, head_size, vocab_size, num_parameters (tied ones once),
-        architecture (class name), digest (SHA-256 over names and contents of all its files), path, revision (the
-        hub's commit, or None).
+        num_layers, hidden_size, num_heads, num_kv_heads, head_size, vocab_size, num_parameters (tied ones
+        once), architecture (class name), digest (SHA-256 over names and contents of all its files), path,
+        revision (the hub's commit, or None).
 
     Raises:
         UserError: not found.

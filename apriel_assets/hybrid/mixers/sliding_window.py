@@ -3,7 +3,7 @@
 o_t = softmax(q_t K^T / sqrt(d_h)) V over the keys t - window < s <= t.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ class SlidingWindowMixer(nn.Module):
             past, (kv_length, kv_offset) = cache.get_seq_length(layer), cache.get_mask_sizes(seq_len, layer)
         key = (self.window, past, kv_length, kv_offset)
         if key not in context.attention_masks:
-            implementation = self.attention.config._attn_implementation
+            implementation = cast(Any, self.attention.config)._attn_implementation
             if implementation not in _SUPPORTED:
                 raise UserError(
                     f"swa runs on attention {' or '.join(_SUPPORTED)}, not {implementation}; load with one"

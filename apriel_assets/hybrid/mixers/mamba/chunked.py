@@ -1,9 +1,9 @@
 """The selective scan on CPU, an order of magnitude faster than autograd through the recurrence.
 
-Autograd keeps several `[batch, channels, state]` tensors per token and reads each back from memory. Here a chunk of
-tokens at a time is laid out as `[seq, batch, heads, state, width]`, small enough to stay in the cache: exponentials
-and outer products are one operation per chunk, the recurrence is one fused multiply-add per token, in place. Only the
-states between chunks are kept; the backward pass recomputes those within.
+Autograd keeps several `[batch, channels, state]` tensors per token and reads each back from memory. Here a
+chunk of tokens at a time is laid out as `[seq, batch, heads, state, width]`, small enough to stay in the
+cache: exponentials and outer products are one operation per chunk, the recurrence is one fused multiply-add
+per token, in place. Only the states between chunks are kept; the backward pass recomputes those within.
 """
 
 import torch
@@ -47,8 +47,8 @@ def selective_scan_chunked(
 class _Scan(torch.autograd.Function):
     """The recurrence over time-major operands.
 
-    Shapes: x, dt `[seq, batch, heads, 1, width]`; A `[heads, state, width]`; B, C `[seq, batch, heads, state, 1]`;
-    states `[batch, heads, state, width]`.
+    Shapes: x, dt `[seq, batch, heads, 1, width]`; A `[heads, state, width]`; B, C `[seq, batch, heads, state,
+    1]`; states `[batch, heads, state, width]`.
     """
 
     @staticmethod
@@ -100,7 +100,7 @@ def _chunk_length(state: torch.Tensor) -> int:
 
 
 class _Buffers:
-    """Scratch tensors of one chunk, `[chunk, batch, heads, state, width]`, reused so that they stay in the cache."""
+    """Scratch tensors of one chunk, `[chunk, batch, heads, state, width]`, reused to stay in the cache."""
 
     def __init__(self, chunk: int, like: torch.Tensor, count: int) -> None:
         self._tensors = [like.new_empty(chunk, *like.shape) for _ in range(count)]

@@ -1,8 +1,9 @@
 """Mamba-1 with the head structure of the attention it replaces.
 
-s_t = exp(dt_t A) s_{t-1} + dt_t B_t x_t;  y_t = C_t s_t + D x_t, gated by SiLU(z_t), through out_proj. x, B and C are
-what attention calls V, K and Q: they pass a causal depthwise convolution and SiLU, then heads share them as attention's
-do. A head wider than the state is cut into sub-heads of the state's width.
+s_t = exp(dt_t A) s_{t-1} + dt_t B_t x_t;  y_t = C_t s_t + D x_t, gated by SiLU(z_t), through out_proj.
+
+x, B and C are what attention calls V, K and Q. They pass a causal depthwise convolution and SiLU; then heads
+share them as attention's do. A head wider than the state is cut into sub-heads of the state's width.
 """
 
 import copy
@@ -10,8 +11,8 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.caches import RecurrentLayer
@@ -86,9 +87,10 @@ class MambaMixer(nn.Module):
             self._normed(self.C_norm, self.C_proj(hidden_states)),
         )
         conv_input = torch.cat([self.x_proj(hidden_states), B, C], dim=-1)
-        dt = F.softplus(self.dt_proj(self.dt_in_proj(hidden_states)).float())
+        dt = functional.softplus(self.dt_proj(self.dt_in_proj(hidden_states)).float())
         if mask is not None:
-            # Zeros are what the convolution sees before a sequence starts; a step of size 0 leaves the state alone.
+            # Zeros are what the convolution sees before a sequence starts; a step of size 0 leaves the state
+            # alone.
             conv_input = conv_input.masked_fill(mask[..., None] == 0, 0)
             dt = dt.masked_fill(mask[..., None] == 0, 0)
         initial = state.recurrent_states[0] if state is not None and state.has_previous_state[0] else None
@@ -101,26 +103,26 @@ class MambaMixer(nn.Module):
         if state is not None:
             state.update_recurrent_state(final)
             state.advance(seq_len)
-        return self.out_proj((y + self.D * x) * F.silu(self.z_proj(hidden_states)))
+        return self.out_proj((y + self.D * x) * functional.silu(self.z_proj(hidden_states)))
 
     def _normed(self, norm: nn.Module | None, values: torch.Tensor) -> torch.Tensor:
-        """Apply a QK-norm to `[batch, seq, size]`: over the whole width, or head by head as its weight says."""
+        """Apply a QK-norm to `[batch, seq, size]`: whole or head by head, as its weight says."""
         if norm is None:
             return values
         return norm(values.unflatten(-1, (-1, cast(torch.Tensor, norm.weight).numel()))).flatten(-2)
 
     def _convolve(self, values: torch.Tensor, state: RecurrentLayer | None) -> torch.Tensor:
-        """Return SiLU of the causal depthwise convolution, `[batch, seq, channels]`, going on from the cached tokens."""
+        """Return SiLU of the causal convolution, `[batch, seq, channels]`, going on from cached tokens."""
         seq_len, history = values.shape[1], self.options.conv_size - 1
         values = values.transpose(1, 2)
         if state is not None:
             values = state.update_conv_state(values, conv_kernel_size=history)
         # A first pass comes back without a past, or with zeros for part of it.
-        values = F.pad(values, (seq_len + history - values.shape[-1], 0))
-        return F.silu(self.conv(values)).transpose(1, 2)
+        values = functional.pad(values, (seq_len + history - values.shape[-1], 0))
+        return functional.silu(self.conv(values)).transpose(1, 2)
 
     def _to_query_heads(self, values: torch.Tensor) -> torch.Tensor:
-        """Repeat each key-value head for the query heads that share it: `[batch, seq, query heads, head size]`."""
+        """Repeat key-value heads for their query heads: `[batch, seq, query heads, head size]`."""
         heads = values.unflatten(-1, (self.shape.num_kv_heads, self.shape.head_size))
         return heads.repeat_interleave(self.shape.queries_per_kv_head, dim=2)
 
@@ -141,6 +143,6 @@ def _norm_like(attention: nn.Module, name: str, size: int, head_size: int) -> nn
     weight = getattr(norm, "weight", None)
     if weight is None or weight.numel() not in (size, head_size):
         raise UserError(
-            f"{type(attention).__name__}.{name} does not normalise a head ({head_size}) or the projection ({size})"
+            f"{type(attention).__name__}.{name} normalises neither a head ({head_size}) nor the projection ({size})"
         )
     return copy.deepcopy(norm)

@@ -1,4 +1,4 @@
-"""The selective scan, symbol for symbol. Slow, fp32, differentiated by autograd: what every other scan is held to.
+"""The selective scan, symbol for symbol: slow, fp32, differentiated by autograd. Others are held to it.
 
 Source: "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", section 3, with B and C per head.
 """
@@ -25,8 +25,8 @@ def selective_scan_reference(
         initial_state: `[batch, channels, state]`; None: zeros.
 
     Returns:
-        y, `[batch, seq, channels]`, in x's dtype; the state after the last token, `[batch, channels, state]`, in fp32
-        (fp64 for fp64 inputs).
+        y, `[batch, seq, channels]`, in x's dtype; the state after the last token, `[batch, channels, state]`,
+        in fp32 (fp64 for fp64 inputs).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     batch, seq_len, channels = x.shape

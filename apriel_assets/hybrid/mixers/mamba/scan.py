@@ -12,8 +12,9 @@ Scan = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 def choose_scan(device: torch.device, seq_len: int) -> Scan:
     """Return the fastest scan for this device and length: the one place that decides.
 
-    A GPU kernel joins here. mamba-ssm's `selective_scan_fn` takes our operands as `[batch, channels, seq]` with B and C
-    as `[batch, heads, state, seq]`, but knows no initial state: it can serve a prefill that starts from nothing.
+    A GPU kernel joins here. mamba-ssm's `selective_scan_fn` takes our operands as `[batch, channels, seq]`
+    with B and C as `[batch, heads, state, seq]`, but knows no initial state: it can serve a prefill that
+    starts from nothing.
     """
     del device
     return selective_scan_step if seq_len == 1 else selective_scan_chunked
