@@ -1,7 +1,7 @@
 """Traces as tokens, and which of them make the batch of a step.
 
-The batch is a pure function of (seed, step): resuming needs no data position but the step, and every process of a
-distributed run knows the whole batch, so its number of loss-carrying tokens needs no communication.
+The batch is a pure function of (seed, step): resuming needs no data position but the step, and every process
+of a distributed run knows the whole batch, so its number of loss-carrying tokens needs no communication.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _BUCKET_BATCHES = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded traces, shifted: position t of `mask` and `targets` is about token t + 1. All `[batch, seq]`."""
+    """Right-padded traces, all `[batch, seq]`; `targets` and `mask` at position t are about token t + 1."""
 
     input_ids: Tensor  # the last token of the longest trace is only a target, so it is not here
     attention_mask: Tensor  # 1 = token, 0 = padding
@@ -64,7 +64,7 @@ class Traces:
 
     @classmethod
     def from_text(cls, pairs: Sequence[tuple[str, str]], tokenizer: Any) -> "Traces":
-        """Tokenise (prompt, completion) pairs; every completion ends with the tokenizer's end-of-sequence token."""
+        """Tokenise (prompt, completion) pairs; end-of-sequence follows every completion."""
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token; completions need one to end with")
         if not pairs:
@@ -73,7 +73,8 @@ class Traces:
         completions = tokenizer([text for _, text in pairs], add_special_tokens=False).input_ids
         eos = tokenizer.eos_token_id
         return cls(
-            prompts=tuple(tuple(ids) for ids in prompts), completions=tuple((*ids, eos) for ids in completions)
+            prompts=tuple(tuple(ids) for ids in prompts),
+            completions=tuple((*ids, eos) for ids in completions),
         )
 
     @classmethod
@@ -102,16 +103,17 @@ class Traces:
         """Return traces of at most `max_tokens`, prompt and completion together.
 
         Raises:
-            UserError: a trace is longer and `overlong` says refuse, or a prompt alone leaves no token to learn from.
+            UserError: a trace is longer and `overlong` says refuse, or a prompt leaves no room at all.
         """
         lengths = self.lengths()
         if max_tokens is None or max(lengths) <= max_tokens:
             return self
         longer = [index for index, length in enumerate(lengths) if length > max_tokens]
         if overlong == "refuse":
+            first = longer[0]
             raise UserError(
-                f"{len(longer)} of {len(self)} traces have more than max_tokens={max_tokens} tokens (first: trace"
-                f" {longer[0]} with {lengths[longer[0]]}); raise max_tokens or set overlong: truncate"
+                f"{len(longer)} of {len(self)} traces have more than max_tokens={max_tokens} tokens"
+                f" (trace {first} has {lengths[first]}); raise max_tokens or set overlong: truncate"
             )
         for index in longer:
             if len(self.prompts[index]) >= max_tokens:
@@ -124,7 +126,7 @@ class Traces:
         return Traces(self.prompts, cut)
 
     def check_vocabulary(self, num_embeddings: int) -> None:
-        """Raise UserError if a token id has no row in an embedding of this size: another tokenizer made it."""
+        """Raise UserError if a token id has no row in an embedding of this size."""
         highest = max(max(ids) for ids in (*self.prompts, *self.completions))
         if highest >= num_embeddings:
             raise UserError(
@@ -193,7 +195,8 @@ def check_tokenizers(student_tokenizer: Any, teacher_tokenizer: Any) -> None:
     student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     if student == teacher:
         return
-    different = sorted(token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token))
+    either = student.keys() | teacher.keys()
+    different = sorted(token for token in either if student.get(token) != teacher.get(token))
     example = different[0]
     raise UserError(
         f"student and teacher tokenizers differ in {len(different)} tokens (e.g. {example!r}:"

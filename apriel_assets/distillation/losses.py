@@ -1,8 +1,8 @@
 """Divergences between two language models' next-token distributions, without ever building [tokens, vocab].
 
 At 8,192 tokens and a vocabulary of 128k the dense loss holds a dozen [tokens, vocab] matrices (23 GiB). Here
-a chunk of tokens goes through both LM heads, gives its share of the loss and of the gradients, and is gone. The
-gradients have a closed form, so the backward pass only scales them. With q = softmax(student logits / T)
+a chunk of tokens goes through both LM heads, gives its share of the loss and of the gradients, and is gone.
+The gradients have a closed form, so the backward pass only scales them. With q = softmax(student logits / T)
 and p = softmax(teacher logits / T):
 
     reverse KL     KL(q || p) = sum q (log q - log p)      d/dlogits = q (log q - log p - KL) / T
@@ -107,9 +107,7 @@ def token_divergences(
     """
     check_vocabularies(head, teacher.head)
     reverse, forward, agree = [], [], []
-    for chunk in _chunks(
-        len(hidden_states), chunk_tokens or _chunk_tokens(hidden_states.device, head.out_features)
-    ):
+    for chunk in _chunks(len(hidden_states), chunk_tokens or _chunk_tokens(head)):
         log_q = head(hidden_states[chunk]).float().log_softmax(-1)
         log_p = teacher.head(teacher.hidden_states[chunk]).float().log_softmax(-1)
         difference = log_q - log_p
@@ -131,9 +129,7 @@ def token_log_probs(
         targets: token ids, `[tokens]`.
     """
     log_probs, is_top = [], []
-    for chunk in _chunks(
-        len(hidden_states), chunk_tokens or _chunk_tokens(hidden_states.device, head.out_features)
-    ):
+    for chunk in _chunks(len(hidden_states), chunk_tokens or _chunk_tokens(head)):
         logits = head(hidden_states[chunk]).float()
         log_probs.append(-F.cross_entropy(logits, targets[chunk], reduction="none"))
         is_top.append(logits.argmax(-1) == targets[chunk])

@@ -2,11 +2,13 @@
 
 import math
 from collections import defaultdict
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from apriel_assets.distillation.causal_lm import lm_head
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.errors import UserError
 
@@ -16,8 +18,9 @@ _ADAM_BETAS = (0.9, 0.95)
 class StackedMuon(torch.optim.Muon):
     """Muon that orthogonalises all matrices of one shape together; the same update as `torch.optim.Muon`.
 
-    A small model has hundreds of small matrices, and five Newton-Schulz iterations on each are thousands of tiny
-    products. Stacked, they are a few batched ones. On CPU they run in fp32: bf16 is emulated on most, and slow.
+    A small model has hundreds of small matrices, and five Newton-Schulz iterations on each are thousands of
+    tiny products. Stacked, they are a few batched ones. On CPU they run in fp32: bf16 is emulated on most,
+    and slow.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
@@ -34,19 +37,22 @@ class StackedMuon(torch.optim.Muon):
             for parameters in by_shape.values():
                 self._update(parameters, group)
 
-    def _update(self, parameters: list[nn.Parameter], group: dict) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+    def _update(self, parameters: list[Tensor], group: dict) -> None:
+        directions = []
         for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        updates = orthogonalize(torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"])
+            gradient = cast(Tensor, parameter.grad)
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(gradient)
+            momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            directions.append(gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
+        updates = orthogonalize(
+            torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        ).to(parameters[0].dtype)
         rows, columns = parameters[0].shape
         rate = group["lr"] * math.sqrt(max(1, rows / columns))
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype).unbind()), alpha=-rate)
+        for parameter, update in zip(parameters, updates, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
 
 
 def orthogonalize(
@@ -86,16 +92,18 @@ def choose_trained(student: nn.Module, trains: str) -> list[str]:
         if parameter.requires_grad:
             names.append(name)
     if not names:
-        raise UserError("trains=mixers, but every layer has full attention; convert a layer first or train all")
+        raise UserError(
+            "trains=mixers, but every layer has full attention; convert a layer first or train all"
+        )
     return names
 
 
 def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[torch.optim.Optimizer]:
     """Return the optimisers of all parameters that require gradients.
 
-    Muon takes the weights of linear layers, which are the matrices whose singular values mean something. AdamW takes
-    the rest: embeddings and heads (rows are tokens), norms, biases, convolutions, decay rates. Only weights of linear
-    layers decay.
+    Muon takes the weights of linear layers, which are the matrices whose singular values mean something.
+    AdamW takes the rest: embeddings and heads (rows are tokens), norms, biases, convolutions, decay rates.
+    Only weights of linear layers decay.
     """
     matrices = {id(weight) for weight in _layer_matrices(student)}
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -125,10 +133,9 @@ def learning_rate_factor(step: int, config: DistillConfig) -> float:
     return (1 + math.cos(math.pi * share_done)) / 2 if config.decay == "cosine" else 1.0
 
 
-def _layer_matrices(student: PreTrainedModel) -> list[nn.Parameter]:
-    vocabulary_sized = {
-        id(module.weight) for module in (student.get_input_embeddings(), student.get_output_embeddings()) if module
-    }
+def _layer_matrices(student: PreTrainedModel) -> list[Tensor]:
+    embeddings: Any = student.get_input_embeddings()
+    vocabulary_sized = {id(embeddings.weight), id(lm_head(student).weight)}
     return [
         module.weight
         for module in student.modules()

@@ -1,6 +1,5 @@
 """Chunked losses against the plain formula: values, gradients, masks, dtypes, memory shape."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812

@@ -1,0 +1,31 @@
+"""What training and scoring ask of a causal LM, be it a hybrid or a plain transformers model."""
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def final_hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`."""
+    if hasattr(model, "final_hidden_states"):
+        return cast(Any, model).final_hidden_states(input_ids, attention_mask)
+    base: Any = model.base_model
+    return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def lm_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the output embeddings."""
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """Return the number of token ids that the model can read."""
+    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the list of decoder layers that the model's own forward walks."""
+    if hasattr(model, "decoder_layers"):
+        return cast(Any, model).decoder_layers
+    return cast(Any, model.base_model).layers

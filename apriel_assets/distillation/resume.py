@@ -1,0 +1,171 @@
+"""The state of a training run on disk: everything needed to go on as if it had never stopped.
+
+A state is a directory `step-<n>` of safetensors, Parquet and JSON files, never pickle. It is written under
+another name, flushed, then renamed: it is either whole or not there. The newest one counts; older ones are
+removed after.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from apriel_assets.errors import UserError
+
+_PREFIX = "step-"
+
+
+def save_state(
+    directory: Path,
+    student: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    rows: pa.Table,
+    *,
+    step: int,
+    identity: dict[str, Any],
+    is_writer: bool = True,
+) -> None:
+    """Write the state after `step` steps and remove older ones.
+
+    Args:
+        directory: of this run's states; made if missing.
+        identity: what the run is made of (config, seed, traces); a resume must match it.
+        is_writer: one process of a distributed run writes; the others only help to gather.
+    """
+    weights = {name: _whole(parameter) for name, parameter in _tensors(student).items()}
+    states = {key: _whole(value) for key, value in _optimizer_tensors(student, optimizers).items()}
+    states["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["rng.cuda"] = torch.cuda.get_rng_state()
+    if not is_writer:
+        return
+    target = directory / f"{_PREFIX}{step:08d}"
+    draft = directory / f"draft-{step:08d}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(weights, draft / "student.safetensors")
+    save_file(states, draft / "optimizer.safetensors")
+    pq.write_table(rows, draft / "training.parquet")
+    (draft / "state.json").write_text(json.dumps({"step": step, "identity": identity}, indent=1))
+    for path in (*draft.iterdir(), draft):
+        _flush(path)
+    older = _states(directory)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(draft, target)
+    _flush(directory)
+    for path in older:
+        if path != target:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_state(
+    directory: Path,
+    student: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    identity: dict[str, Any],
+) -> tuple[int, pa.Table] | None:
+    """Load the newest state into student, optimisers and random number generators.
+
+    Returns:
+        The number of finished steps and the `training` rows so far; None if there is no state.
+
+    Raises:
+        UserError: the state belongs to another run.
+    """
+    states = _states(directory)
+    if not states:
+        return None
+    newest = states[-1]
+    header = json.loads((newest / "state.json").read_text())
+    # Through JSON, as the saved one went: tuples are lists there.
+    if different := _differences(header["identity"], json.loads(json.dumps(identity))):
+        raise UserError(
+            f"{newest} holds a run with another {', '.join(different)}; remove {directory} to start over"
+        )
+    weights = load_file(newest / "student.safetensors")
+    tensors = _tensors(student)
+    if weights.keys() != tensors.keys():
+        raise UserError(f"{newest} holds another model's weights; remove {directory} to start over")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(_like(weights[name], tensor))
+    saved = load_file(newest / "optimizer.safetensors")
+    torch.set_rng_state(saved.pop("rng.cpu"))
+    if "rng.cuda" in saved:
+        torch.cuda.set_rng_state(saved.pop("rng.cuda"))
+    _load_optimizers(student, optimizers, saved)
+    return header["step"], pq.read_table(newest / "training.parquet")
+
+
+def _tensors(student: nn.Module) -> dict[str, Tensor]:
+    # keep_vars=False detaches; tied weights appear once, under their first name.
+    seen, tensors = set(), {}
+    for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def _optimizer_tensors(student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in student.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def _load_optimizers(
+    student: nn.Module, optimizers: Sequence[torch.optim.Optimizer], saved: dict[str, Tensor]
+) -> None:
+    parameters = dict(student.named_parameters())
+    for full_name, value in saved.items():
+        name, _, key = full_name.rpartition("/")
+        parameter = parameters[name]
+        owner = next(
+            optimizer
+            for optimizer in optimizers
+            if any(parameter is other for group in optimizer.param_groups for other in group["params"])
+        )
+        # AdamW keeps its step count on CPU, as a scalar.
+        owner.state[parameter][key] = _like(value, parameter) if value.ndim else value
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor; on CPU, in memory of its own."""
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _like(value: Tensor, tensor: Tensor) -> Tensor:
+    """Place a whole tensor as another one is: its device, its shards."""
+    if isinstance(tensor, DTensor):
+        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    return value.to(tensor.device)
+
+
+def _differences(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+    return sorted(key for key in saved.keys() | mine.keys() if saved.get(key) != mine.get(key))
+
+
+def _states(directory: Path) -> list[Path]:
+    return sorted(directory.glob(f"{_PREFIX}*")) if directory.is_dir() else []
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

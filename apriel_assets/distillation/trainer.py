@@ -1,0 +1,237 @@
+"""Train a student on traces: distillation from a frozen teacher, or SFT without one.
+
+One process on CPU, several GPUs under `accelerate launch`: the same code. The loss is the mean over the valid
+tokens of the whole batch, however it is split over micro-batches and processes.
+"""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
+from apriel_assets.distillation.causal_lm import final_hidden_states, lm_head, num_embeddings
+from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.losses import TeacherHead, check_vocabularies, token_loss
+from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
+from apriel_assets.distillation.resume import load_state, save_state
+from apriel_assets.errors import UserError
+from apriel_assets.progress import Progress, silent
+from apriel_assets.tables.schemas import to_table
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    student: PreTrainedModel,
+    traces: Traces,
+    config: DistillConfig,
+    *,
+    teacher: PreTrainedModel | None = None,
+    model_name: str = "student",
+    seed: int,
+    resume_dir: Path | None = None,
+    progress: Progress = silent,
+) -> pa.Table:
+    """Train the student in place and return its `training` rows, one per optimiser step.
+
+    Args:
+        student: a hybrid, or any causal LM whose logits are its output embeddings of its last hidden states.
+        teacher: the frozen model that the divergences compare with; None only for cross entropy.
+        model_name: fills the rows' `model` column.
+        resume_dir: keeps the newest state. A run that stopped goes on from there and ends with the very
+            weights of
+            a run that did not (on CPU, bit for bit). None: nothing is kept.
+
+    Raises:
+        UserError: traces that the model or config cannot take, a resume_dir of another run, a loss or
+            gradient that
+            is not finite (the last good state stays).
+    """
+    if (teacher is None) != (config.loss == "cross_entropy"):
+        raise UserError(f"loss {config.loss} {'needs a teacher' if teacher is None else 'takes no teacher'}")
+    traces = traces.limited(config.max_tokens, config.overlong)
+    traces.check_vocabulary(num_embeddings(student))
+    requires_grad = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
+    was_training = student.training
+    try:
+        with torch.random.fork_rng():
+            run = _Run(student, traces, config, teacher=teacher, seed=seed, model_name=model_name)
+            return run.train(resume_dir, progress)
+    finally:
+        student.train(was_training)
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(requires_grad[name])
+            parameter.grad = None
+
+
+class _BatchLoss(nn.Module):
+    """The loss of one micro-batch as a module: a distributed wrapper hooks into `forward`."""
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: PreTrainedModel | None, config: DistillConfig
+    ) -> None:
+        super().__init__()
+        self.student = student
+        # In a tuple, so that it is no submodule: it is neither wrapped, saved, nor switched to training mode.
+        self._teacher = (teacher,)
+        self._config = config
+
+    def forward(self, batch: Batch, num_tokens: int) -> Tensor:
+        reference = None
+        if (teacher := self._teacher[0]) is not None:
+            with torch.no_grad():
+                hidden = final_hidden_states(teacher, batch.input_ids, batch.attention_mask)
+            reference = TeacherHead(hidden, lm_head(teacher))
+        return token_loss(
+            final_hidden_states(self.student, batch.input_ids, batch.attention_mask),
+            lm_head(self.student),
+            batch.mask,
+            loss=self._config.loss,
+            teacher=reference,
+            targets=batch.targets,
+            temperature=self._config.temperature,
+            num_tokens=num_tokens,
+        )
+
+
+class _Run:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        traces: Traces,
+        config: DistillConfig,
+        *,
+        teacher: PreTrainedModel | None,
+        seed: int,
+        model_name: str,
+    ) -> None:
+        self.accelerator = Accelerator()
+        self.student, self.traces, self.config = student, traces, config
+        self.model_name, self.seed = model_name, seed
+        if teacher is not None:
+            check_vocabularies(lm_head(student), lm_head(teacher))
+            traces.check_vocabulary(num_embeddings(teacher))
+            teacher = teacher.to(self.accelerator.device).eval()
+        self.order = BatchOrder(traces.lengths(), config.batch_size, seed)
+        torch.manual_seed(seed)
+        choose_trained(student, config.trains)
+        loss = _BatchLoss(student, teacher, config).to(self.accelerator.device).train()
+        self.loss, *self.optimizers = self.accelerator.prepare(loss, *make_optimizers(student, config))
+        self.peak_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def train(self, resume_dir: Path | None, progress: Progress) -> pa.Table:
+        """Run the steps that are left."""
+        bare = [optimizer.optimizer for optimizer in self.optimizers]
+        identity = self._identity()
+        done = load_state(resume_dir, self.student, bare, identity=identity) if resume_dir else None
+        start, earlier = done if done else (0, to_table("training", []))
+        rows: list[dict] = []
+        tokens = earlier.column("tokens")[-1].as_py() if start else 0
+        for step in range(start, self.config.steps):
+            rows.append(self._step(step, tokens))
+            tokens = rows[-1]["tokens"]
+            finished = step + 1
+            if resume_dir and (finished % self.config.save_every == 0 or finished == self.config.steps):
+                table = pa.concat_tables([earlier, to_table("training", rows)])
+                is_writer = self.accelerator.is_main_process
+                save_state(
+                    resume_dir,
+                    self.student,
+                    bare,
+                    table,
+                    step=finished,
+                    identity=identity,
+                    is_writer=is_writer,
+                )
+            progress(
+                finished,
+                self.config.steps,
+                loss_nats=rows[-1]["loss_nats"],
+                tokens_per_s=rows[-1]["tokens_per_s"],
+            )
+        return pa.concat_tables([earlier, to_table("training", rows)])
+
+    def _step(self, step: int, tokens: int) -> dict:
+        began = time.perf_counter()
+        indices = self.order.indices(step)
+        num_tokens = sum(len(self.traces.completions[index]) for index in indices)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss = self._accumulate(indices, num_tokens)
+        self._check_finite(loss, "loss", step)
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        limit = self.config.grad_clip_norm
+        grad_norm = float(cast(Tensor, self.accelerator.clip_grad_norm_(trained, limit or math.inf)))
+        self._check_finite(grad_norm, "gradient", step)
+        rate = self._set_learning_rates(step)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        all_tokens = sum(len(self.traces.prompts[index]) for index in indices) + num_tokens
+        return {
+            "model": self.model_name,
+            "step": step + 1,
+            "loss_nats": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "tokens": tokens + num_tokens,
+            "tokens_per_s": all_tokens / (time.perf_counter() - began),
+        }
+
+    def _accumulate(self, indices: list[int], num_tokens: int) -> float:
+        """Add up the micro-batches' gradients; return the whole batch's mean loss, nats per token."""
+        accelerator = self.accelerator
+        batches = list(self._micro_batches(indices))
+        total = torch.zeros((), device=accelerator.device)
+        for position, batch in enumerate(batches):
+            last = position == len(batches) - 1
+            with torch.enable_grad(), nullcontext() if last else accelerator.no_sync(self.loss):
+                loss = self.loss(batch.to(accelerator.device), num_tokens)
+                # Wrappers average gradients over processes; the normaliser already counts every process's
+                # tokens.
+                accelerator.backward(loss * accelerator.num_processes)
+            total += loss.detach()
+        return float(cast(Tensor, accelerator.reduce(total)))
+
+    def _micro_batches(self, indices: list[int]) -> Iterator[Batch]:
+        """Yield this process's part of the batch, in parts of similar length."""
+        num_processes = self.accelerator.num_processes
+        parts = self.config.gradient_accumulation * num_processes
+        if self.config.batch_size % parts:
+            raise UserError(
+                f"batch_size={self.config.batch_size} cannot be split over {num_processes} processes with"
+                f" {self.config.gradient_accumulation} micro-batches each; give a multiple of {parts}"
+            )
+        size = self.config.batch_size // parts
+        for part in range(self.accelerator.process_index, parts, num_processes):
+            yield self.traces.batch(indices[part * size : (part + 1) * size])
+
+    def _set_learning_rates(self, step: int) -> float:
+        factor = learning_rate_factor(step, self.config)
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, peak in zip(groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
+        return self.config.learning_rate * factor
+
+    def _check_finite(self, value: float, what: str, step: int) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"{what} is {value} at step {step + 1} of {self.config.steps}; the last saved state is kept:"
+                " lower learning_rate or muon_learning_rate, or set grad_clip_norm"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        shapes = {name: list(parameter.shape) for name, parameter in self.student.named_parameters()}
+        config = dataclasses.asdict(self.config)
+        del config["save_every"]  # when states are saved does not change them
+        return {"config": config, "seed": self.seed, "traces": self.traces.digest(), "student": shapes}

@@ -1,0 +1,72 @@
+"""What determines scores, given models, problems and a seed. No torch here: recipes import this."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from apriel_assets.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreConfig:
+    """How many completions the teacher samples, and how."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    problems: int = 300  # over all tasks
+    samples: int = 6  # completions per problem
+    temperature: float = 1.0  # 0: greedy
+    max_new_tokens: int = 80  # a completion that has not ended by then is cut
+    batch_size: int = 512  # sequences decoded at once
+    top_k_log_probs: int | None = None  # also store the k largest log-probabilities of each token; None: no
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"store.{name}={getattr(self, name)} must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"store.temperature={self.temperature} must be 0 (greedy) or more")
+        if self.top_k_log_probs is not None and self.top_k_log_probs < 1:
+            raise UserError(f"store.top_k_log_probs={self.top_k_log_probs} must be at least 1, or null for none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LooConfig:
+    """How a layer's importance is measured when its mixer is taken out."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    # kl: KL(model without the mixer || model). accuracy: share of traces that it would still write greedily.
+    metric: Literal["kl", "accuracy", "lm_eval"] = "kl"
+    problems: int | None = None  # held-out traces to score on; None: all
+    batch_size: int = 64  # traces at once
+    lm_eval_task: str = "mmlu"  # only for metric lm_eval
+    lm_eval_limit: int | None = None  # documents per lm-eval task; None: all
+
+    def __post_init__(self) -> None:
+        for name in ("problems", "batch_size", "lm_eval_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"loo.{name}={value} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """How a candidate layer is tried out; the number of steps is the recipe's `probe_steps`."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    trains: Literal["swapped", "all"] = "swapped"  # the new mixer alone, or the whole student
+    batch_size: int = 16  # traces per step, the same ones for every candidate
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = 1e-3  # AdamW
+    muon_learning_rate: float = 1e-2
+    tail_fraction: float = 0.25  # the loss is the mean over this last share of the steps
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"probe.batch_size={self.batch_size} must be at least 1")
+        for name in ("learning_rate", "muon_learning_rate", "tail_fraction"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"probe.{name}={getattr(self, name)} must be positive")
+        if self.tail_fraction > 1:
+            raise UserError(f"probe.tail_fraction={self.tail_fraction} must be at most 1")
