@@ -6,6 +6,7 @@ make its result old.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,13 @@ def latest_address(instance: dg.DagsterInstance, asset: str, partition: str | No
 
 def to_dagster(plan: AssetPlan) -> dg.AssetsDefinition:
     """Turn an asset plan into a Dagster asset."""
+    # Dagster is pinned, so its note that backfill policies may still change says nothing to a user.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return _asset(plan)
 
+
+def _asset(plan: AssetPlan) -> dg.AssetsDefinition:
     @dg.asset(
         key=dg.AssetKey(plan.key.split("/")),
         deps=[dg.AssetKey(upstream.key.split("/")) for upstream in plan.inputs],

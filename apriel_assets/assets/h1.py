@@ -13,6 +13,7 @@ from apriel_assets.assets.sketches import sketch_ranking, sketch_training
 from apriel_assets.assets.teacher import TRAIN_TRACES, VALIDATION_TRACES
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.config import MixerOptions
 from apriel_assets.recipe import H1Section, MergeSection, Recipe
 from apriel_assets.scoring.config import LooConfig, ProbeConfig
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
 
 
-def build_layer_scores(job: Job, *, loo: LooConfig, seed: int) -> None:
+def build_layer_scores(job: Job, *, loo: LooConfig, heldout: tuple[TaskSpec, ...]) -> None:
     """Leave-one-out importance: what the teacher loses when one layer's attention is taken out."""
     from apriel_assets.scoring.leave_one_out import score_layers
 
     teacher, tokenizer = load_teacher_model(job)
     problems = problems_of(pq.read_table(job.input("traces").path / VALIDATION_TRACES))
-    rows = score_layers(teacher, tokenizer, problems, loo, seed=seed, progress=job.progress)
+    rows = score_layers(teacher, tokenizer, problems, loo, tasks=heldout, progress=job.progress)
     job.draft.tables["layer_scores"] = rows
     # The ranking is what others read: if it comes out the same, nothing below is rebuilt.
     job.draft.data_version = digest(ranked_layers(rows))
@@ -90,7 +91,8 @@ def build_probes(
         probe,
         steps=steps,
         step=step,
-        init=init,
+        options=mixers,
+        init=init,  # type: ignore[arg-type]
         seed=seed,
         progress=job.progress,
     )
@@ -221,7 +223,7 @@ def h1_assets(recipe: Recipe, teacher: AssetPlan, traces: AssetPlan) -> list[Ass
         key="layer_scores",
         group="h1",
         build=build_layer_scores,
-        reads={"loo": recipe.h1.loo, "seed": recipe.seed},
+        reads={"loo": recipe.h1.loo, "heldout": recipe.tasks.heldout},
         inputs=(teacher, traces),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
