@@ -39,9 +39,9 @@ class MambaConfig:
     decay: Literal["spread", "constant"] = "spread"  # A at start: -1 ... -state_size, or -1 for every state
     dt_min: float = 0.001  # step sizes at start are log-uniform in this range, one per channel
     dt_max: float = 0.1
-    output_scale: Literal["none", "matched"] = (
-        "none"  # matched: out_proj scaled to the attention's output size
-    )
+    # Size of the output at start over that of the attention it replaces, root mean square on calibration tokens;
+    # None: as it comes, with the gate at 1. Set through the gate's bias, so copied weights stay as they are.
+    output_scale: float | None = 0.3
 
     def __post_init__(self) -> None:
         for name in ("state_size", "dt_rank"):
@@ -50,6 +50,8 @@ class MambaConfig:
                 raise UserError(f"mamba.{name}={value} must be positive, or null for the default")
         if self.conv_size < 2:
             raise UserError(f"mamba.conv_size={self.conv_size} must be at least 2 tokens")
+        if self.output_scale is not None and self.output_scale <= 0:
+            raise UserError(f"mamba.output_scale={self.output_scale} must be positive, or null for none")
         if not 0 < self.dt_min <= self.dt_max:
             raise UserError(f"mamba: need 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
 

@@ -69,7 +69,6 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             options = config.mixer_options(index)
             mixers = {name: build_mixer(attention, value) for name, value in options.items()}
             layer.self_attn = MixerBank(index, mixers, options)
-        self._no_split_modules = getattr(self.backbone, "_no_split_modules", None)
         self.post_init()
 
     @classmethod
@@ -299,7 +298,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             UserError: weights are missing, unexpected or of the wrong shape.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = cast(Any, super().from_pretrained(*args, output_loading_info=True, **kwargs))
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to refuse them by name
+        model, info = cast(Any, super().from_pretrained(*args, **kwargs))
         refuse_incomplete(str(args[0]), info)
         return (model, info) if with_info else model
 

@@ -37,10 +37,11 @@ def selective_scan_reference(
         if initial_state is None
         else initial_state.to(dtype)
     )
+    A = A.to(dtype)
     y = []
     for t in range(seq_len):
         x_t, dt_t = x[:, t, :, None].to(dtype), dt[:, t, :, None].to(dtype)
         B_t, C_t = (v[:, t].to(dtype).repeat_interleave(width, dim=1) for v in (B, C))
-        s = torch.exp(dt_t * A.to(dtype)) * s + dt_t * B_t * x_t
+        s = torch.exp(dt_t * A) * s + dt_t * B_t * x_t
         y.append((C_t * s).sum(-1))
     return torch.stack(y, dim=1).to(x.dtype), s
