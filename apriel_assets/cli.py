@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from apriel_assets.errors import UserError
@@ -139,22 +138,25 @@ def exit_codes() -> Iterator[None]:
     except UserError as error:
         print(f"apriel: {error}", file=sys.stderr)
         sys.exit(2)
-    except click.ClickException as error:
-        print(f"apriel: {error.format_message()}; see `apriel --help`", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:
         # The reader of our output has gone (`apriel query ... | head`): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (KeyboardInterrupt, click.Abort):
-        print(
-            "apriel: interrupted; finished work is kept, `apriel run` continues from there", file=sys.stderr
-        )
+    except KeyboardInterrupt:
+        print("apriel: interrupted; finished work is kept, run again to continue from there", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # Wrong arguments: typer raises click's exceptions or those of a private copy, depending on its version.
+        if not (message := getattr(error, "format_message", None)):
+            raise
+        print(f"apriel: {message()}; see `apriel --help`", file=sys.stderr)
+        sys.exit(2)
 
 
 def main() -> None:
     """Entry point of the `apriel` command."""
+    # Before torch loads. Threads that spin while they wait starve each other on a machine that does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with exit_codes():
         result = app(standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

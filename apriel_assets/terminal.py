@@ -99,7 +99,9 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> No
         writer.writerows(rows)
         sys.stdout.write(buffer.getvalue())
     else:
-        table = Table(*(Text(column) for column in columns))
+        table = Table()
+        for column in columns:
+            table.add_column(Text(column))
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
         Console().print(table)

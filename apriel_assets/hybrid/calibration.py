@@ -26,11 +26,14 @@ def set_output_scale(
     input_ids: torch.Tensor | None,
     seed: int,
 ) -> None:
-    """Set each mixer's constant gate so that its output has `scale` times the active mixer's root mean square.
+    """Scale each mixer's `out_proj` so that its output has `scale` times the active mixer's root mean square.
+
+    On `out_proj` and not on the gate: the optimisers' steps are as large for a small matrix as for a large one, so a
+    quiet `out_proj` learns quickly, while behind a nearly closed gate everything learns slowly.
 
     Args:
         model: still without the new mixers; gives each layer's input and the output to compare with.
-        mixers: the new mixers by layer, with gates that are 1 for every token (`z_proj` bias, weights zero).
+        mixers: the new mixers by layer; modules with an `out_proj`.
         scale: wanted size over the active mixer's, > 0.
         input_ids: `[batch, seq]`; None: random tokens, which need no data and give sizes near enough.
         seed: of the random tokens.
@@ -39,13 +42,13 @@ def set_output_scale(
         generator = torch.Generator().manual_seed(seed)
         vocab_size = model.get_input_embeddings().num_embeddings
         input_ids = torch.randint(cast(int, vocab_size), _RANDOM_BATCH, generator=generator)
-    gates: dict[int, float] = {}
+    factors: dict[int, float] = {}
 
     def compare(bank: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple) -> None:
         layer = cast(int, bank.layer)
         mixed, _ = mixers[layer](active_context(), layer, *args, **kwargs)
         sizes = [values.float().square().mean().sqrt().item() for values in (output[0], mixed)]
-        gates[layer] = scale * sizes[0] / sizes[1]
+        factors[layer] = scale * sizes[0] / sizes[1]
 
     handles = [model.banks[layer].register_forward_hook(compare, with_kwargs=True) for layer in mixers]
     try:
@@ -53,15 +56,5 @@ def set_output_scale(
     finally:
         for handle in handles:
             handle.remove()
-    for layer, gate in gates.items():
-        cast(torch.Tensor, cast(nn.Linear, mixers[layer].z_proj).bias).fill_(inverse_silu(gate))
-
-
-def inverse_silu(value: float) -> float:
-    """Return the x >= 0 with x * sigmoid(x) = value, for value >= 0, to fp64 rounding."""
-    assert value >= 0, value
-    x = torch.tensor(value, dtype=torch.float64)
-    for _ in range(60):  # Newton; SiLU is convex and increasing enough on x >= 0 to converge from any value
-        sigmoid = torch.sigmoid(x)
-        x = (x - (x * sigmoid - value) / (sigmoid * (1 + x * (1 - sigmoid)))).clamp(min=0)
-    return x.item()
+    for layer, factor in factors.items():
+        cast(nn.Linear, mixers[layer].out_proj).weight.mul_(factor)

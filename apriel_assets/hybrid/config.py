@@ -40,7 +40,7 @@ class MambaConfig:
     dt_min: float = 0.001  # step sizes at start are log-uniform in this range, one per channel
     dt_max: float = 0.1
     # Size of the output at start over that of the attention it replaces, root mean square on calibration tokens;
-    # None: as it comes, with the gate at 1. Set through the gate's bias, so copied weights stay as they are.
+    # None: as it comes. One factor on out_proj: the other copied weights stay as they are.
     output_scale: float | None = 0.3
 
     def __post_init__(self) -> None:
