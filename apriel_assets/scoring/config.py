@@ -26,7 +26,7 @@ class StoreConfig:
         if self.temperature < 0:
             raise UserError(f"store.temperature={self.temperature} must be 0 (greedy) or more")
         if self.top_k_log_probs is not None and self.top_k_log_probs < 1:
-            raise UserError(f"store.top_k_log_probs={self.top_k_log_probs} must be at least 1, or null for none")
+            raise UserError(f"store.top_k_log_probs={self.top_k_log_probs} must be at least 1, or null")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class LooConfig:
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
-    # kl: KL(model without the mixer || model). accuracy: share of traces that it would still write greedily.
+    # kl: KL(model without the mixer || model), on reference traces. accuracy: greedy completions, verified.
     metric: Literal["kl", "accuracy", "lm_eval"] = "kl"
     problems: int | None = None  # held-out traces to score on; None: all
     batch_size: int = 64  # traces at once

@@ -2,8 +2,7 @@
 
 Candidates that change layer i share every activation below it. Instead of re-implementing each architecture's
 forward (masks, rotary embeddings, layer types), the layers below i are swapped for pass-throughs in the
-model's list for a
-moment: its own forward then runs, and finds the stored input at layer i.
+model's list for a moment: its own forward then runs, and finds the stored input at layer i.
 """
 
 from collections.abc import Iterator
@@ -98,8 +97,7 @@ def count_layers(model: PreTrainedModel) -> Iterator[LayerCounts]:
 class _PassThrough(nn.Module):
     """Stands for a decoder layer whose result is known: returns the stored hidden states, whatever comes in.
 
-    Other attributes that a model's forward may read (`attention_type`, `is_sliding`) are the original
-    layer's.
+    Other attributes that a forward may read (`attention_type`, `is_sliding`) are the original layer's.
     """
 
     def __init__(self, original: nn.Module, hidden_states: Tensor) -> None:

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from apriel_assets.distillation.merge import merge_weights
+from apriel_assets.distillation.merge import merge_checkpoints, merge_weights
 from apriel_assets.errors import UserError
+from tests.scoring.tiny_hybrid import make_hybrid
 
 
 def merged(a, b, **settings):
@@ -68,3 +69,28 @@ def test_keeps_dtype_and_integers():
 def test_refuses(other, settings, message):
     with pytest.raises(UserError, match=message):
         merge_weights({"x": torch.ones(2)}, other, **settings)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_merged_checkpoint_lies_between_its_parents_and_leaves_them_alone(tied):
+    base, other = (
+        make_hybrid("llama_tied" if tied else "llama"),
+        make_hybrid("llama_tied" if tied else "llama"),
+    )
+    for model in (base, other):
+        model.convert([1], "mamba")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    merged = merge_checkpoints(base, other, weight=0.25)
+    assert merged.placement == ("fa", "mamba", "fa")
+    for (name, parameter), start in zip(merged.named_parameters(), base.parameters(), strict=True):
+        torch.testing.assert_close(parameter, start + 0.25, msg=name)
+    assert base.lm_head.weight.data_ptr() != merged.lm_head.weight.data_ptr()
+
+
+def test_refuses_two_placements():
+    base, other = make_hybrid(), make_hybrid()
+    other.convert([1], "mamba")
+    with pytest.raises(UserError, match=r"differ at \[1\]"):
+        merge_checkpoints(base, other)

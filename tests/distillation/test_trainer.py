@@ -14,6 +14,7 @@ from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.distillation.trainer import train
 from apriel_assets.errors import UserError
 from tests.distillation.tiny_llama import make_llama, make_traces
+from tests.scoring.tiny_hybrid import make_hybrid
 
 CONFIG = DistillConfig(steps=6, batch_size=4, save_every=2, warmup_fraction=0.0)
 
@@ -94,6 +95,17 @@ def test_leaves_modes_and_flags_as_they_were():
     assert not student.training
     assert not student.model.embed_tokens.weight.requires_grad
     assert all(parameter.grad is None for parameter in student.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_training_mixers_leaves_everything_else_bit_for_bit(optimizer):
+    student = make_hybrid()
+    student.convert([1], "mamba")
+    before = weights(student)
+    config = replace(CONFIG, trains="mixers", optimizer=optimizer, weight_decay=0.1)
+    train(student, make_traces(), config, teacher=make_hybrid(), seed=0)
+    moved = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {name for name in before if "layers.1.self_attn.mixers.mamba." in name}
 
 
 KILLED_RUN = """
