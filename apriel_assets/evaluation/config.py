@@ -1,6 +1,7 @@
 """What determines eval rows and throughput rows, given a model and a seed."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from apriel_assets.errors import UserError
 
@@ -9,7 +10,7 @@ from apriel_assets.errors import UserError
 class EvalConfig:
     """How a task's problems become accuracy and divergence rows."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic, never changed
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     num_problems: int = 100  # test problems per task
     max_new_tokens: int = 64  # a completion that has not ended by then counts as it stands
@@ -29,7 +30,7 @@ class EvalConfig:
 class ThroughputConfig:
     """At which points speed is measured."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  read by pydantic, never changed
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     contexts: tuple[int, ...] = (128, 1024, 4096)  # tokens in the cache when decoding starts; prompt lengths
     batch_size: int = 8  # sequences at once

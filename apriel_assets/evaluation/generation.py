@@ -1,8 +1,8 @@
 """Batched generation with a KV cache: one loop over the model's own forward.
 
 Transformers' `generate` neither returns log-probabilities cheaply nor lets finished rows leave the batch, and
-short answers finish at very different times. Here prompts are sorted by length, samples of one prompt share its
-prefill, and rows are dropped from the cache as they end.
+short answers finish at very different times. Here prompts are sorted by length, samples of one prompt share
+its prefill, and rows are dropped from the cache as they end.
 """
 
 import inspect
@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from apriel_assets.errors import UserError
 from apriel_assets.progress import Progress, silent
 
-# Rows leave the cache once this share of them is still at work: each time copies the cache, as one decode step does.
+# Rows leave the cache once this share of them is still at work: each time copies the cache, as one decode
+# step does.
 _COMPACT_BELOW = 0.75
 
 
@@ -32,7 +33,7 @@ class Completion:
     log_probs: list[float]  # log-probability of each token under the model at T=1, nats
     text: str  # without special tokens
     finished: bool  # ended by itself, not at max_new_tokens
-    sampled_log_probs: list[float] | None = None  # at the sampling temperature, if that is neither 0 nor 1; nats
+    sampled_log_probs: list[float] | None = None  # at the sampling temperature, unless that is 0 or 1; nats
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,9 @@ def generate(
 ) -> list[list[Completion]]:
     """Return `samples` completions for each prompt, in the order of the prompts.
 
-    A sample's randomness depends only on (seed, position of the prompt, number of the sample): neither batch_size nor
-    other prompts change it, but for rounding (another batch shape may round a logit differently in its last bit).
+    A sample's randomness depends only on (seed, position of the prompt, number of the sample): neither
+    batch_size nor other prompts change it, but for rounding (another batch shape may round a logit
+    differently in its last bit).
 
     Args:
         model: any causal LM of transformers whose forward takes and returns `past_key_values`.
@@ -74,12 +76,12 @@ def generate(
     Raises:
         UserError: an argument out of range, a prompt without tokens or too long for the model.
     """
-    _check_arguments(max_new_tokens, temperature, samples, batch_size, seed)
+    _check_arguments(temperature, seed, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
     prompt_ids = [list(ids) for ids in tokenizer(list(prompts)).input_ids] if prompts else []
     _check_prompts(prompt_ids, max_new_tokens, model)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad_id: Any = tokenizer.pad_token_id or 0  # what stands in padded places is masked, so any id does
     stops = torch.tensor(sorted(stop_token_ids(model, tokenizer)), dtype=torch.long, device=model.device)
-    settings = _Settings(max_new_tokens, temperature, stops, int(pad_id))
+    settings = _Settings(max_new_tokens, temperature, stops, pad_id)
     # Longest first: if memory is short, it shows at once.
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     rows = [(prompt, sample) for prompt in order for sample in range(samples)]
@@ -107,13 +109,17 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens that end a completion: those of the model's generation config and of the tokenizer."""
+    """Return the tokens that end a completion: the generation config's and the tokenizer's."""
     config: Any = getattr(model, "generation_config", None)
-    named = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
-    return {int(token) for entry in named if entry is not None for token in (entry if _is_list(entry) else [entry])}
+    configured: Any = getattr(config, "eos_token_id", None)
+    own: Any = tokenizer.eos_token_id
+    tokens = [*configured, own] if isinstance(configured, list | tuple) else [configured, own]
+    return {int(token) for token in tokens if token is not None}
 
 
-def left_padded(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Return token ids and attention mask (1 = token), both `[batch, longest]`, ends aligned."""
     width = max(len(ids) for ids in sequences)
     ids = torch.full((len(sequences), width), pad_id, dtype=torch.long)
@@ -150,8 +156,8 @@ class Decoding:
 
     def select(self, rows: Tensor) -> None:
         """Make row i what row `rows[i]` was: drops, repeats or permutes rows."""
-        # Named for beam search, but the only operation that every cache layer has, recurrent states included
-        # (batch_select_indices would skip those), and index_select does not mind another number of rows.
+        # Named for beam search, but the only operation that every cache layer of transformers has: its linear
+        # layers lack batch_select_indices. index_select does not mind another number of rows.
         self._cache.reorder_cache(rows)
         self.logits, self._mask = self.logits[rows], self._mask[rows]
         self._next_position = self._next_position[rows]
@@ -187,8 +193,9 @@ def _complete_batch(
         number = {prompt: index for index, prompt in enumerate(prompts)}
         decoding.select(torch.tensor([number[prompt] for prompt, _ in rows], device=device))
     uniforms = _uniforms(seed, rows, settings).to(device)
-    tokens = torch.full((len(rows), settings.max_new_tokens), settings.pad_id, dtype=torch.long, device=device)
-    log_probs = torch.zeros(2, len(rows), settings.max_new_tokens, device=device)  # at T=1, at the temperature
+    shape = (len(rows), settings.max_new_tokens)
+    tokens = torch.full(shape, settings.pad_id, dtype=torch.long, device=device)
+    log_probs = torch.zeros(2, *shape, device=device)  # at T=1, at the sampling temperature
     present = torch.arange(len(rows), device=device)  # which rows the cache holds
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(settings.max_new_tokens):
@@ -206,15 +213,15 @@ def _complete_batch(
 
 
 def _choose(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the next token of each row `[batch]` and its log-probability `[2, batch]`, at T=1 and as sampled."""
+    """Return each row's next token `[batch]` and its log-probability `[2, batch]`, at T=1 and as sampled."""
     log_probs = logits.float().log_softmax(-1)
     if temperature == 0:
         chosen = log_probs.argmax(-1)
         figure = log_probs.gather(-1, chosen[:, None])[:, 0]
         return chosen, torch.stack([figure, figure])
     sampled = log_probs if temperature == 1 else (log_probs / temperature).log_softmax(-1)
-    # Inverse transform: the first token whose cumulative probability exceeds u. One uniform number a token makes the
-    # choice independent of the batch. fp64, since fp32 sums over a vocabulary lose the rare tokens.
+    # Inverse transform: the first token whose cumulative probability exceeds u. One uniform number a token
+    # makes the choice independent of the batch. fp64, since fp32 sums over a vocabulary lose the rare tokens.
     cumulative = sampled.double().exp().cumsum(-1)
     thresholds = uniforms[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=logits.shape[-1] - 1)
@@ -251,12 +258,8 @@ def _with_text(completions: Iterable[Completion], tokenizer: PreTrainedTokenizer
     ]
 
 
-def _is_list(entry: Any) -> bool:
-    return isinstance(entry, list | tuple)
-
-
-def _check_arguments(max_new_tokens: int, temperature: float, samples: int, batch_size: int, seed: int) -> None:
-    for name, value in (("max_new_tokens", max_new_tokens), ("samples", samples), ("batch_size", batch_size)):
+def _check_arguments(temperature: float, seed: int, **counts: int) -> None:
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1")
     if not 0 <= temperature < float("inf"):
@@ -266,12 +269,12 @@ def _check_arguments(max_new_tokens: int, temperature: float, samples: int, batc
 
 
 def _check_prompts(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, model: PreTrainedModel) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, ids in enumerate(prompt_ids):
         if not ids:
             raise UserError(f"prompt {index} has no tokens; give at least one")
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise UserError(
-                f"prompt {index} has {len(ids)} tokens, which with max_new_tokens={max_new_tokens} is more than the"
+                f"prompt {index} has {len(ids)} tokens, with max_new_tokens={max_new_tokens} more than the"
                 f" model's {limit} positions; shorten it or lower max_new_tokens"
             )

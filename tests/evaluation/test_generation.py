@@ -60,8 +60,9 @@ def test_greedy_equals_transformers_generate_token_for_token(model, tokenizer, p
 def test_sliding_window_model_equals_transformers_generate(tokenizer, prompts):
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, initializer_range=0.3, sliding_window=8, eos_token_id=2, pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, initializer_range=0.3, sliding_window=8,
+        eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     mistral = MistralForCausalLM(config).eval()
     for prompt, (completion,) in zip(prompts, run(mistral, tokenizer, prompts), strict=True):
@@ -96,11 +97,15 @@ def test_neither_batch_size_nor_neighbours_change_a_completion(model, tokenizer,
     for batch_size in (1, 4, 100):
         options = {"temperature": temperature, "samples": 3, "seed": 5, "batch_size": batch_size}
         assert token_ids(run(model, tokenizer, prompts, **options)) == whole
-    assert token_ids(run(model, tokenizer, prompts[:1], temperature=temperature, samples=3, seed=5)) == whole[:1]
+    assert (
+        token_ids(run(model, tokenizer, prompts[:1], temperature=temperature, samples=3, seed=5)) == whole[:1]
+    )
 
 
 def test_seed_and_sample_number_change_what_is_sampled(model, tokenizer, prompts):
-    first, again, other = (run(model, tokenizer, prompts, temperature=1.0, samples=2, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        run(model, tokenizer, prompts, temperature=1.0, samples=2, seed=s) for s in (0, 0, 1)
+    )
     assert token_ids(first) == token_ids(again) != token_ids(other)
     assert any(a.token_ids != b.token_ids for a, b in first)
 
@@ -128,7 +133,13 @@ def test_training_mode_is_restored_and_dropout_is_off(tiny_llama, tokenizer, pro
 
 def test_progress_reaches_the_total(model, tokenizer, prompts):
     calls = []
-    run(model, tokenizer, prompts, samples=2, progress=lambda done, total, **figures: calls.append((done, total)))
+    run(
+        model,
+        tokenizer,
+        prompts,
+        samples=2,
+        progress=lambda done, total, **figures: calls.append((done, total)),
+    )
     assert calls[-1] == (24, 24)
     assert calls == sorted(calls)
 

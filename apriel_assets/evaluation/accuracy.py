@@ -1,0 +1,129 @@
+"""How good a model is on one task: generated accuracy, and divergence from the teacher on reference traces.
+
+Accuracy is what matters and needs hundreds of problems to move; the divergence sees every token's
+distribution and tells two checkpoints apart long before. Both have intervals over problems.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from apriel_assets.distillation.batches import Traces, length_sorted_batches
+from apriel_assets.distillation.causal_lm import final_hidden_states, lm_head
+from apriel_assets.distillation.losses import TeacherHead, token_divergences
+from apriel_assets.evaluation.bootstrap import mean_interval
+from apriel_assets.evaluation.config import EvalConfig
+from apriel_assets.evaluation.generation import evaluating, generate
+from apriel_assets.evaluation.tasks.problems import Problem, make_problems, verify
+from apriel_assets.evaluation.tasks.specs import Split, TaskSpec
+from apriel_assets.progress import Progress, silent
+from apriel_assets.tables.schemas import to_table
+
+_TRACES_PER_BATCH = 64
+
+
+def evaluate_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskSpec,
+    config: EvalConfig,
+    *,
+    model_name: str,
+    teacher: PreTrainedModel | None = None,
+    split: Split = "test",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> pa.Table:
+    """Return `evals` rows of one task: accuracy, and with a teacher the KL both ways.
+
+    Args:
+        model: what is evaluated.
+        tokenizer: its tokenizer, and the teacher's.
+        task: gives the problems.
+        config: how many problems, how long the completions.
+        model_name: goes into the rows.
+        teacher: what the divergences are measured against; None: no such rows.
+        split: which of the task's problems.
+        seed: of the problem draw and of the bootstrap.
+        progress: called with answered and all problems.
+
+    Raises:
+        UserError: too few problems, a prompt that does not fit, another vocabulary than the teacher's.
+    """
+    problems = make_problems(task, split, config.num_problems, seed)
+    correct = answer_problems(model, tokenizer, task, problems, config, progress=progress)
+    figures: dict[str, tuple[Any, Any]] = {"accuracy": (correct, None)}
+    if teacher is not None:
+        traces = Traces.from_problems(problems, tokenizer)
+        reverse, forward, owners = divergences_per_token(model, teacher, traces)
+        figures |= {"reverse_kl_nats": (reverse, owners), "forward_kl_nats": (forward, owners)}
+    rows = []
+    for metric, (values, groups) in figures.items():
+        mean, low, high = mean_interval(
+            values, groups=groups, confidence=config.confidence, resamples=config.resamples, seed=seed
+        )
+        row = {
+            "model": model_name,
+            "task": task.task,
+            "metric": metric,
+            "value": mean,
+            "low": low,
+            "high": high,
+        }
+        rows.append({**row, "num_problems": len(problems), "seed": seed})
+    return to_table("evals", rows)
+
+
+def answer_problems(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskSpec,
+    problems: Sequence[Problem],
+    config: EvalConfig,
+    *,
+    progress: Progress = silent,
+) -> list[bool]:
+    """Return whether the model's greedy completion, cut off or not, answers each problem."""
+    completions = generate(
+        model,
+        tokenizer,
+        [problem.prompt for problem in problems],
+        max_new_tokens=config.max_new_tokens,
+        temperature=0.0,
+        batch_size=config.batch_size,
+        progress=progress,
+    )
+    return [
+        verify(task, problem, samples[0].text) for problem, samples in zip(problems, completions, strict=True)
+    ]
+
+
+def divergences_per_token(
+    model: PreTrainedModel, teacher: PreTrainedModel, traces: Traces
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for each completion token, KL(model || teacher), KL(teacher || model) and its trace.
+
+    All `[completion tokens]`: fp32 nats, fp32 nats, index into `traces`. The logits exist for a chunk of
+    tokens at a time only.
+
+    Raises:
+        UserError: the two have different vocabularies.
+    """
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    with evaluating(model), evaluating(teacher), torch.inference_mode():
+        for indices in length_sorted_batches(traces, _TRACES_PER_BATCH):
+            batch = traces.batch(indices)
+            owners = torch.tensor(indices)[:, None].expand_as(batch.mask)[batch.mask]
+            here = batch.to(model.device)
+            hidden = final_hidden_states(model, here.input_ids, here.attention_mask)[here.mask]
+            there = batch.to(teacher.device)
+            reference = final_hidden_states(teacher, there.input_ids, there.attention_mask)[there.mask]
+            head = TeacherHead(reference.to(hidden.device), lm_head(teacher))
+            reverse, forward, _ = token_divergences(hidden, lm_head(model), head)
+            found.append((reverse.cpu(), forward.cpu(), owners))
+    reverse, forward, owners = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return reverse, forward, owners

@@ -1,0 +1,71 @@
+"""How sure a mean is, when its values come in groups.
+
+Tokens of one completion, and completions of one problem, are not independent: resampling them one by one
+gives intervals that are far too narrow. So whole groups (problems) are resampled.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from apriel_assets.errors import UserError
+
+_MAX_DRAWS = 4_000_000  # resampled group counts held at once
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    *,
+    groups: Sequence[Any] | np.ndarray | None = None,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Return mean, lower and upper end of a percentile bootstrap interval.
+
+    The mean is over all values, so a group with more values weighs more. With groups that all have the same
+    mean (every answer right; a single problem) the interval has no width: the data show no spread, which is
+    not certainty.
+
+    Args:
+        values: `[num_values]`, finite.
+        groups: the group of each value, `[num_values]`; None: every value is its own.
+        confidence: share of the bootstrap means inside the interval.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+
+    Raises:
+        UserError: no values, a value that is not finite, or a group list of another length.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise UserError(f"a mean needs a list of finite values; got shape {values.shape}")
+    if groups is not None and len(groups) != len(values):
+        raise UserError(f"{len(groups)} groups for {len(values)} values; give one per value")
+    index = (
+        np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    )
+    sums, sizes = np.bincount(index, weights=values), np.bincount(index)
+    means = _resampled_means(sums, sizes, resamples, np.random.default_rng(seed))
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    return float(values.mean()), float(low), float(high)
+
+
+def _resampled_means(
+    sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the mean of each resample, `[resamples]`; `sums` and `sizes` are per group, `[num_groups]`."""
+    num_groups = len(sums)
+    chunk = max(1, _MAX_DRAWS // num_groups)
+    means = []
+    for start in range(0, resamples, chunk):
+        # How often each group is drawn, [chunk, num_groups]: all that a mean needs to know of a resample.
+        counts = rng.multinomial(
+            num_groups, np.full(num_groups, 1 / num_groups), size=min(chunk, resamples - start)
+        )
+        means.append((counts @ sums) / (counts @ sizes))
+    return np.concatenate(means)
