@@ -101,8 +101,7 @@ def mixer_parameters(shape: ModelShape, mixer: str) -> int:
         projections = d * (3 * inner + 2 * kv + rank) + rank * inner  # z, C, out; x, B; step size down and up
         return projections + inner * shape.mamba_state_size + (inner + 2 * kv) * shape.conv_size
     if mixer in ("gdn", "kda"):
-        # q, k, v at h_q heads, output gate and out_proj; the decay's and beta's small projections are left
-        # out.
+        # q, k, v at h_q heads, output gate, out_proj; without the small projections of decay and beta.
         return 5 * d * inner + 3 * inner * shape.conv_size
     raise UserError(f"no byte model for mixer {mixer!r}; known: fa, swa, mamba, gdn, kda")
 
@@ -116,13 +115,11 @@ def cache_bytes_per_layer(shape: ModelShape, mixer: str, context: int) -> float:
         return per_token * min(context, shape.window)
     if mixer == "mamba":
         state = shape.inner_size * shape.mamba_state_size * _STATE_BYTES
-        channels = (
-            shape.inner_size + 2 * shape.num_kv_heads * shape.head_size
-        )  # C, x and B pass the convolution
-        return state + channels * shape.conv_size * shape.cache_bytes
+        channels = shape.inner_size + 2 * shape.num_kv_heads * shape.head_size  # C, x and B are convolved
+        return state + channels * (shape.conv_size - 1) * shape.cache_bytes
     if mixer in ("gdn", "kda"):
         state = shape.inner_size * shape.head_size * _STATE_BYTES
-        return state + 3 * shape.inner_size * shape.conv_size * shape.cache_bytes
+        return state + 3 * shape.inner_size * (shape.conv_size - 1) * shape.cache_bytes
     raise UserError(f"no byte model for mixer {mixer!r}; known: fa, swa, mamba, gdn, kda")
 
 

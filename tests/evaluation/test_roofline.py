@@ -61,15 +61,15 @@ def test_mamba_bytes_by_hand():
     # in: z 8, x 4, B 4, C 8, dt 1 columns of 8; out 8x8; dt up 8x1; A 8x4; conv of 8 + 4 + 4 channels x 4.
     parameters = 8 * (8 + 4 + 4 + 8 + 1) + 64 + 8 + 32 + 64
     assert mixer_parameters(TINY, "mamba") == parameters
-    # State [2 x 4, 4] in fp32 and 16 channels x 4 tokens in 2 bytes, each read and written.
-    assert cache_bytes_per_layer(TINY, "mamba", 999) == 8 * 4 * 4 + 16 * 4 * 2 == 256
+    # State [2 x 4, 4] in fp32 and 16 channels x the 3 tokens before in 2 bytes, each read and written.
+    assert cache_bytes_per_layer(TINY, "mamba", 999) == 8 * 4 * 4 + 16 * 3 * 2 == 224
     weights = (parameters + 384 + 80) * 2
-    assert decode_bytes_per_step(TINY, ("mamba",), 999, batch=2) == weights + 2 * 2 * 256
+    assert decode_bytes_per_step(TINY, ("mamba",), 999, batch=2) == weights + 2 * 2 * 224
 
 
 def test_delta_rule_state_is_a_square_per_head():
     for mixer in ("gdn", "kda"):
-        assert cache_bytes_per_layer(TINY, mixer, 999) == 2 * 4 * 4 * 4 + 3 * 8 * 4 * 2
+        assert cache_bytes_per_layer(TINY, mixer, 999) == 2 * 4 * 4 * 4 + 3 * 8 * 3 * 2
 
 
 def test_prefill_flops_by_hand():
