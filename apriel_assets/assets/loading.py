@@ -19,8 +19,15 @@ CHECKPOINT = "checkpoint"
 TEACHER = "teacher.json"
 
 
+def _quiet_transformers() -> None:
+    # Its own bars would tear ours, and a step's log has better lines.
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_teacher_model(job: Job) -> "tuple[HybridForCausalLM, PreTrainedTokenizerBase]":
-    """Return the teacher as an all-FA hybrid, and its tokenizer. Shared within the process: do not change it."""
+    """Return the teacher as an all-FA hybrid, and its tokenizer. Shared in the process: do not change it."""
     return _teacher(job.input("teacher").path)
 
 
@@ -33,6 +40,7 @@ def load_checkpoint(job: Job, asset: str) -> "HybridForCausalLM":
     if asset == "teacher":
         teacher, _ = load_teacher_model(job)
         return type(teacher).from_teacher(teacher.backbone, copy=True)
+    _quiet_transformers()
     return AutoModelForCausalLM.from_pretrained(job.input(asset).path / CHECKPOINT)
 
 
@@ -48,12 +56,13 @@ def teacher_spec(path: Path) -> TeacherSpec:
     return TeacherSpec(**json.loads((path / TEACHER).read_text())["load_from"])
 
 
-# Two: a partitioned eval holds the teacher and one student, and a large model must not stay longer than needed.
+# One of each: an eval needs the teacher and one student, and a large model must not stay longer than that.
 @functools.lru_cache(maxsize=1)
 def _teacher(path: Path) -> "tuple[HybridForCausalLM, Any]":
     from apriel_assets.hybrid.model import HybridForCausalLM
     from apriel_assets.hybrid.teacher import load_teacher
 
+    _quiet_transformers()
     model, tokenizer = load_teacher(teacher_spec(path))
     return HybridForCausalLM.from_teacher(model, copy=False).eval(), tokenizer
 
@@ -64,6 +73,7 @@ def _checkpoint(path: Path) -> "HybridForCausalLM":
 
     import apriel_assets.hybrid.model  # noqa: F401  registers the architecture
 
+    _quiet_transformers()
     return AutoModelForCausalLM.from_pretrained(path / CHECKPOINT).eval()
 
 

@@ -13,6 +13,8 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from apriel_assets.hybrid.placement import FULL_ATTENTION
+
 SKIPPED = "skipped"
 """Stands in a cache's layout for a layer whose mixer is left out."""
 
@@ -152,19 +154,20 @@ class HybridCache(Cache):
         return cast(Any, self.layers[layer_idx]).get_seq_length()
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return cast(Any, self.layers[layer_idx]).get_mask_sizes(query_length)
+        """Return length and offset of the keys that the backbone's own attention will see.
 
-    # The backbone sizes its attention masks by the first layer that is not `is_linear` (or is `is_sliding`).
-    # That must
-    # be one of its own attention layers: a mixer of ours may keep fewer keys than they do.
-    @property
-    def is_linear(self) -> list[bool]:
-        return [kind != "fa" for kind in self.layout]
+        The backbone sizes one mask for all of its layers by one of them, picked by `is_sliding`. A layer whose mixer
+        is ours may keep fewer keys than they do, so the first of its own answers in its place.
+        """
+        own = [layer for layer, kind in enumerate(self.layout) if kind == FULL_ATTENTION]
+        if layer_idx not in own:
+            layer_idx = next((layer for layer in own if not self.is_sliding[layer]), layer_idx)
+        return cast(Any, self.layers[layer_idx]).get_mask_sizes(query_length)
 
     @property
     def is_sliding(self) -> list[bool]:
         sliding = [getattr(layer, "is_sliding", False) for layer in self.layers]
-        return [kind == "fa" and own for kind, own in zip(self.layout, sliding, strict=True)]
+        return [kind == FULL_ATTENTION and own for kind, own in zip(self.layout, sliding, strict=True)]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens of every layer, or refuse and change none.
@@ -212,7 +215,7 @@ def check_cache(cache: Cache, layout: Sequence[str]) -> None:
                 f"this cache was filled under placement {' '.join(cache.layout)}, the model now runs "
                 f"{' '.join(layout)}; start a new one with model.make_cache()"
             )
-    elif any(kind != "fa" for kind in layout):
+    elif any(kind != FULL_ATTENTION for kind in layout):
         raise ValueError(
             f"{type(cache).__name__} holds attention layers only; use model.make_cache() for a hybrid"
         )

@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from apriel_assets.distillation.losses import TeacherHead, token_divergences, token_log_probs, token_loss
 from apriel_assets.errors import UserError
@@ -140,6 +142,31 @@ def test_a_model_has_no_divergence_from_itself():
     hidden, head, _, mask, _ = make_case()
     loss = token_loss(hidden, head, mask, teacher=TeacherHead(hidden.detach(), head))
     assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Sees every tensor that any operation makes, in the backward pass too."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "cross_entropy"])
+def test_no_tensor_is_larger_than_a_chunk_of_logits(kind):
+    hidden, head, teacher, _, targets = make_case()
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    with LargestTensor() as seen:
+        token_loss(
+            hidden, head, mask, loss=kind, teacher=teacher, targets=targets, chunk_tokens=10
+        ).backward()
+    # 10 of 27 tokens; the teacher's head, [37, 20], is an input
+    assert seen.numel <= TEACHER_HIDDEN * VOCAB < len(mask.flatten()) * VOCAB
 
 
 def test_refuses_an_empty_mask():

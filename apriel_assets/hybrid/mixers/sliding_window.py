@@ -48,7 +48,8 @@ class SlidingWindowMixer(nn.Module):
         batch, seq_len, _ = hidden_states.shape
         past, (kv_length, kv_offset) = 0, (seq_len, 0)
         if cache is not None:
-            past, (kv_length, kv_offset) = cache.get_seq_length(layer), cache.get_mask_sizes(seq_len, layer)
+            own = cast(WindowLayer, cache.layers[layer])
+            past, (kv_length, kv_offset) = own.get_seq_length(), own.get_mask_sizes(seq_len)
         key = (self.window, past, kv_length, kv_offset)
         if key not in context.attention_masks:
             implementation = cast(Any, self.attention.config)._attn_implementation
