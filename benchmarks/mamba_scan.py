@@ -1,9 +1,9 @@
-"""How much faster the chunked selective scan is than autograd through the recurrence, forward and backward, on CPU.
+"""How much faster the chunked selective scan is on CPU than autograd through the recurrence.
 
     python benchmarks/mamba_scan.py
 
-Writes benchmarks/results/mamba_scan.json. Target: at most 1/5 of the sequential scan's time at batch 16, 128 tokens,
-128 channels, 16 states. The two take turns, so that other work on the machine slows both.
+Writes benchmarks/results/mamba_scan.json. Target: at most 1/5 of the sequential scan's time at batch 16, 128
+tokens, 128 channels, 16 states. The two take turns, so that other work on the machine slows both.
 """
 
 import argparse

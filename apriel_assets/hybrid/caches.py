@@ -156,8 +156,8 @@ class HybridCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return length and offset of the keys that the backbone's own attention will see.
 
-        The backbone sizes one mask for all of its layers by one of them, picked by `is_sliding`. A layer whose mixer
-        is ours may keep fewer keys than they do, so the first of its own answers in its place.
+        The backbone sizes one mask for all of its layers by one of them, picked by `is_sliding`. A layer
+        whose mixer is ours may keep fewer keys than they do, so the first of its own answers in its place.
         """
         own = [layer for layer, kind in enumerate(self.layout) if kind == FULL_ATTENTION]
         if layer_idx not in own:

@@ -1,7 +1,8 @@
 """Set how loud a new mixer starts, relative to the attention it replaces.
 
-A converted mixer is not yet what the attention was, so at first its output is mostly noise to the layers above. Starting
-it softer lets the teacher's residual stream through while the mixer learns; measured in docs/log.md.
+A converted mixer is not yet what the attention was, so at first its output is mostly noise to the layers
+above. Starting it softer lets the teacher's residual stream through while the mixer learns; measured in
+docs/log.md.
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ def set_output_scale(
 ) -> None:
     """Scale each mixer's `out_proj` so that its output has `scale` times the active mixer's root mean square.
 
-    On `out_proj` and not on the gate: the optimisers' steps are as large for a small matrix as for a large one, so a
-    quiet `out_proj` learns quickly, while behind a nearly closed gate everything learns slowly.
+    On `out_proj` and not on the gate: the optimisers' steps are as large for a small matrix as for a large
+    one, so a quiet `out_proj` learns quickly, while behind a nearly closed gate everything learns slowly.
 
     Args:
         model: still without the new mixers; gives each layer's input and the output to compare with.

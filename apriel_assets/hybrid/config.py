@@ -39,7 +39,8 @@ class MambaConfig:
     decay: Literal["spread", "constant"] = "spread"  # A at start: -1 ... -state_size, or -1 for every state
     dt_min: float = 0.001  # step sizes at start are log-uniform in this range, one per channel
     dt_max: float = 0.1
-    # Size of the output at start over that of the attention it replaces, root mean square on calibration tokens;
+    # Size of the output at start over that of the attention it replaces, root mean square on calibration
+    # tokens;
     # None: as it comes. One factor on out_proj: the other copied weights stay as they are.
     output_scale: float | None = 0.3
 

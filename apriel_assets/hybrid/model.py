@@ -56,11 +56,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012  transformers' own attribute
 
     def __init__(self, config: HybridConfig, backbone: PreTrainedModel | None = None) -> None:
-        """
-        Args:
-            config: what to build.
-            backbone: a model to put the mixers into, in place; None: a new one, to load weights into.
-        """
+        """Put the mixers into `backbone`, in place; None: into a new one, for weights to be loaded."""
         super().__init__(config)
         self.backbone = AutoModelForCausalLM.from_config(config.backbone) if backbone is None else backbone
         self._skipped: frozenset[int] = frozenset()
@@ -272,9 +268,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             check_rows(attention_mask, position_ids if cache is None else None)
         return ForwardContext(placement=self.placement, skipped=self._skipped, padding_mask=attention_mask)
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, *args: Any, **kwargs: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         given = model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False
         if given or generation_config.cache_implementation not in (None, "dynamic"):
             cast(Any, super())._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
@@ -283,12 +277,10 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         if generation_config.is_assistant:
             model_kwargs["past_key_values"].activate_past_recording()
 
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
-    ):
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
         """Checkpoint layers as transformers does, each recomputed in the context of its first run."""
-        function = gradient_checkpointing_func or checkpoint
-        super()._set_gradient_checkpointing(enable, partial(checkpoint_in_context, function), **kwargs)
+        function = partial(checkpoint_in_context, gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:

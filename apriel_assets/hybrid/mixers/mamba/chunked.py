@@ -1,10 +1,11 @@
 """The selective scan on CPU, several times faster than autograd through the recurrence.
 
-Autograd keeps several `[batch, channels, state]` tensors per token and reads each back from memory. Here a chunk
-of tokens at a time is laid out as `[seq, state, batch, heads, width]`, small enough to stay in the cache, with
-long contiguous rows for every operand: exponentials and outer products are one operation per chunk, the recurrence
-is one fused multiply-add per token, in place. Only the states between chunks are kept; the backward pass
-recomputes those within.
+Autograd keeps several `[batch, channels, state]` tensors per token and reads each back from memory. Here a
+chunk of tokens at a time is laid out as `[seq, state, batch, heads, width]`, small enough to stay in the
+cache, with
+long contiguous rows for every operand: exponentials and outer products are one operation per chunk, the
+recurrence is one fused multiply-add per token, in place. Only the states between chunks are kept; the
+backward pass recomputes those within.
 """
 
 import math
@@ -106,7 +107,7 @@ def _chunk_length(state: torch.Tensor) -> int:
 
 
 def _chunk_states(buffers, dt, A, B, u, previous):
-    """Return the states after each token of a chunk, and the decay exp(dt A) before each, in the first two buffers."""
+    """Return a chunk's states after each token and decays exp(dt A) before each, in the first two buffers."""
     num_tokens = len(dt)
     # exp2: on CPU three times faster than exp, and equal to fp32 rounding once log2(e) is in A.
     decay = torch.mul(dt, A * _LOG2_E, out=buffers[0][:num_tokens]).exp2_()

@@ -143,6 +143,6 @@ def _norm_like(attention: nn.Module, name: str, size: int, head_size: int) -> nn
     weight = getattr(norm, "weight", None)
     if weight is None or weight.numel() not in (size, head_size):
         raise UserError(
-            f"{type(attention).__name__}.{name} normalises neither a head ({head_size}) nor the projection ({size})"
+            f"{type(attention).__name__}.{name} normalises neither a head ({head_size}) nor all ({size})"
         )
     return copy.deepcopy(norm)
