@@ -1,203 +1,218 @@
-"""Pictures of result tables as SVG text, legible on light and dark pages.
+"""Pictures of result tables: each takes rows and returns one SVG, or an empty string for nothing to draw."""
 
-Matplotlib without pyplot: no global state, no display. Every function takes rows and returns one SVG, or an empty
-string when there is nothing to draw.
-"""
-
-import io
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from html import escape
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-GREY, BLUE, ORANGE, GREEN = "#7a7a7a", "#4477aa", "#dd7733", "#338855"
-_STYLE = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "apriel"}
+from apriel_assets.reporting.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    label_points,
+    new_figure,
+    picture,
+    plain_log,
+)
 
-Rows = Sequence[dict]
+Row = dict[str, Any]
+Rows = Sequence[Row]
+
+_CELL = 24  # pixels, a layer's square
+_PUBLISHED = "published (15B, 50 layers)"
+_UNITS = {"kl": "nats per token", "accuracy": "accuracy lost", "lm_eval": "accuracy lost"}
 
 
-def layer_map(placements: dict[str, Sequence[str]], per_row: int = 10) -> str:
-    """Draw each model's layers, ten a row, counted from 0: full attention filled, replaced layers hollow."""
-    if not placements:
+def layer_map(placement: Sequence[str], per_row: int = 10) -> str:
+    """Draw one model's layers, ten a row, first layer first: full attention filled, the others hollow."""
+    if not placement:
         return ""
-    lines = {name: -(-len(placement) // per_row) for name, placement in placements.items()}
-    figure, axes = _figure(6.4, 0.34 * (sum(lines.values()) + 0.5 * len(lines)) + 0.3)
-    y, ticks = 0.0, []
-    for name, placement in placements.items():
-        ticks.append((y, name))
-        for layer, mixer in enumerate(placement):
-            row, column = divmod(layer, per_row)
-            full = mixer == "fa"
-            axes.text(
-                column,
-                y + row,
-                "FA" if full else mixer,
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if full else GREY,
-                bbox={
-                    "boxstyle": "round,pad=0.35",
-                    "fc": BLUE if full else "none",
-                    "ec": BLUE if full else GREY,
-                },
-            )
-        y += lines[name] + 0.5
-    axes.set_xlim(-0.7, min(per_row, max(len(p) for p in placements.values())) - 0.3)
-    axes.set_ylim(y - 0.6, -0.7)
-    axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return _svg(figure)
-
-
-def rankings(layer_scores: Rows, probes: Rows) -> str:
-    """Draw importance by layer: leave-one-out on top, the probes of each step below, easiest layers marked."""
-    steps = sorted({row["step"] for row in probes}, key=lambda step: (len(step), step))
-    panels = [("leave-one-out", list(layer_scores), "importance")] if layer_scores else []
-    panels += [(f"probes for {s}", [row for row in probes if row["step"] == s], "loss_nats") for s in steps]
-    if not panels:
-        return ""
-    num_layers = 1 + max(row["layer"] for _, rows, _ in panels for row in rows)
-    figure = Figure(figsize=(6.4, 1.25 * len(panels) + 0.5), layout="constrained")
-    for position, (title, rows, value) in enumerate(panels, start=1):
-        axes = _style(figure.add_subplot(len(panels), 1, position))
-        easiest = min(row["rank"] for row in rows)
-        colours = [ORANGE if row["rank"] == easiest else BLUE for row in rows]
-        axes.bar([row["layer"] for row in rows], [row[value] for row in rows], color=colours, width=0.7)
-        positive = [row[value] for row in rows if row[value] > 0]
-        if positive and max(positive) > 50 * min(positive):
-            axes.set_yscale("log")
-        axes.set_xlim(-0.6, num_layers - 0.4)
-        axes.set_title(title, loc="left", fontsize=9, color=GREY)
-        axes.set_ylabel("nats", color=GREY)
-    axes.set_xlabel("layer (orange: easiest)", color=GREY)
-    return _svg(figure)
-
-
-def quality_against_speed(leaderboard: Rows, published: Rows) -> str:
-    """Draw accuracy against measured decode speed-up with intervals, the published H1 points beside them."""
-    ours = [row for row in leaderboard if row["accuracy"] is not None and row["decode_speedup"] is not None]
-    if not ours:
-        return ""
-    figure, axes = _figure(6.4, 3.4)
-    for row in ours:
-        error = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-        colour = BLUE if row["kind"] in ("teacher", "progressive") else GREEN
-        axes.errorbar(row["decode_speedup"], row["accuracy"], yerr=error, fmt="o", color=colour, capsize=2)
-        _label(axes, row["model"], row["decode_speedup"], row["accuracy"])
-    h1 = [row for row in published if row["source"] == "h1" and row["speedup"] and row["quality"]]
-    h1 = [row for row in h1 if not row.get("benchmark")]
-    axes.plot(
-        [r["speedup"] for r in h1],
-        [r["quality"] for r in h1],
-        "x",
-        color=ORANGE,
-        label="published (15B, 50 layers)",
+    cells = []
+    for layer, mixer in enumerate(placement):
+        y, x = (_CELL * position for position in divmod(layer, per_row))
+        full = mixer == "fa"
+        box = f'fill="{BLUE}"' if full else f'fill="none" stroke="{INK}"'
+        size = _CELL - 4
+        cells.append(
+            f"<g><title>layer {layer}: {escape(mixer)}</title>"
+            f'<rect x="{x + 2}" y="{y + 2}" width="{size}" height="{size}" rx="3" {box}/>'
+            f'<text x="{x + _CELL / 2:g}" y="{y + 16}" text-anchor="middle" font-size="11"'
+            f' fill="{"#ffffff" if full else INK}">{escape(mixer[:1].upper())}</text></g>'
+        )
+    width, height = _CELL * min(per_row, len(placement)), _CELL * -(-len(placement) // per_row)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        f' viewBox="0 0 {width} {height}">{"".join(cells)}</svg>'
     )
-    axes.set_xlabel("decode speed-up over the teacher, measured", color=GREY)
-    axes.set_ylabel("accuracy", color=GREY)
+
+
+@picture
+def rankings(
+    layer_scores: Rows, probes: Rows, newly_replaced: Mapping[str, Collection[int]] | None = None
+) -> Figure | None:
+    """Draw leave-one-out importance and every step's probe losses, all in leave-one-out order, easiest first.
+
+    Where the two agree, the bars of each panel rise from left to right. Numbers are each panel's own ranks.
+
+    Args:
+        layer_scores: rows of that table.
+        probes: rows of that table.
+        newly_replaced: the layers that each step replaced; "leave-one-out" for the first. They are orange.
+    """
+    steps = sorted({row["step"] for row in probes}, key=lambda step: (len(step), step))
+    unit = _UNITS.get(layer_scores[0]["metric"], "") if layer_scores else ""
+    panels = [("leave-one-out", list(layer_scores), "importance", unit)] if layer_scores else []
+    for step in steps:
+        rows = [row for row in probes if row["step"] == step]
+        panels.append((f"probes for {step}", rows, "loss_nats", "nats per token"))
+    if not panels:
+        return None
+    order = [row["layer"] for row in sorted(panels[0][1], key=lambda row: row["rank"])]
+    order += sorted({row["layer"] for row in probes} - set(order))
+    figure, all_axes = new_figure(1.25 * len(panels) + 0.5, rows=len(panels))
+    for axes, (title, rows, value, label) in zip(all_axes, panels, strict=True):
+        chosen = (newly_replaced or {}).get(title.removeprefix("probes for "), ())
+        _bars(axes, order, rows, value, chosen)
+        axes.set_title(title)
+        axes.set_ylabel(label)
+    all_axes[-1].set_xlabel("layer")
+    return figure
+
+
+def _bars(axes: Axes, order: Sequence[int], rows: Rows, value: str, chosen: Collection[int]) -> None:
+    by_layer = {row["layer"]: row for row in rows}
+    places = [place for place, layer in enumerate(order) if layer in by_layer]
+    shown = [by_layer[order[place]] for place in places]
+    values = [row[value] for row in shown]
+    colours = [ORANGE if row["layer"] in chosen else BLUE for row in shown]
+    positive = [figure for figure in values if figure > 0]
+    wide = len(positive) == len(values) and max(positive) > 50 * min(positive)
+    axes.bar(places, values, color=colours, width=0.7)
+    if wide:
+        plain_log(axes)
+    if len(order) <= 30:  # more numbers than that run into each other
+        for place, row in zip(places, shown, strict=True):
+            axes.annotate(
+                str(row["rank"]), (place, row[value]), xytext=(0, 1), textcoords="offset points", fontsize=7,
+                ha="center", va="bottom",
+            )  # fmt: skip
+    axes.set_xticks(range(len(order)), [str(layer) for layer in order], fontsize=7 if len(order) <= 30 else 5)
+    axes.set_xlim(-0.6, len(order) - 0.4)
+    axes.margins(y=0.2)
+
+
+@picture
+def quality_against_speed(leaderboard: Rows, published: Rows) -> Figure | None:
+    """Draw accuracy with its interval against measured decode speed-up, the published H1 points beside it."""
+    ours = [row for row in leaderboard if None not in (row["accuracy"], row["decode_speedup"])]
+    if not ours:
+        return None
+    figure, (axes,) = new_figure(3.4)
+    labels = []
+    for row in ours:
+        colour = BLUE if row["kind"] in ("teacher", "progressive") else GREEN
+        x, y = row["decode_speedup"], row["accuracy"]
+        axes.errorbar(x, y, yerr=_errors([row]), fmt="o", ms=5, color=colour, capsize=2)
+        labels.append((x, y, row["model"], colour))
+    h1 = _published_h1(published)
+    axes.plot([r["speedup"] for r in h1], [r["quality"] for r in h1], "x", color=ORANGE, label=_PUBLISHED)
+    labels += [(row["speedup"], row["quality"], row["model"], ORANGE) for row in h1]
+    axes.set_xlabel("decode speed-up over the teacher, measured")
+    axes.set_ylabel("accuracy")
+    axes.margins(x=0.12)
+    label_points(axes, labels)
     if h1:
-        axes.legend(frameon=False, labelcolor=GREY)
-    return _svg(figure)
+        axes.legend()
+    return figure
 
 
-def quality_over_replaced(leaderboard: Rows, published: Rows, num_layers: int) -> str:
-    """Draw quality over the share of layers replaced, as a share of the teacher's; published points beside it."""
-    ours = [
-        row
-        for row in leaderboard
-        if row["accuracy"] is not None and row["kind"] in ("teacher", "progressive")
-    ]
-    teacher = next((row for row in ours if row["kind"] == "teacher"), None)
-    if teacher is None or len(ours) < 2 or not teacher["accuracy"]:
-        return ""
-    figure, axes = _figure(6.4, 3.0)
-    base = teacher["accuracy"]
-    shares = [row["num_replaced"] / num_layers for row in ours]
-    values = [row["accuracy"] / base for row in ours]
-    errors = [
-        [(row["accuracy"] - row["accuracy_low"]) / base for row in ours],
-        [(row["accuracy_high"] - row["accuracy"]) / base for row in ours],
-    ]
-    axes.errorbar(shares, values, yerr=errors, fmt="o-", color=BLUE, capsize=2, label="here")
-    h1 = [
-        r
-        for r in published
-        if r["source"] == "h1" and not r.get("benchmark") and r["quality"] and r["num_layers"]
-    ]
-    if h1:
-        top = max(row["quality"] for row in h1)
-        points = sorted((r["num_replaced"] / r["num_layers"], r["quality"] / top) for r in h1)
-        axes.plot(*zip(*points, strict=True), "x--", color=ORANGE, label="published (15B, 50 layers)")
-    axes.set_xlabel("share of layers without full attention", color=GREY)
-    axes.set_ylabel("accuracy / teacher's", color=GREY)
-    axes.legend(frameon=False, labelcolor=GREY)
-    return _svg(figure)
+@picture
+def quality_over_replaced(leaderboard: Rows, published: Rows, num_layers: int) -> Figure | None:
+    """Draw accuracy over the teacher's by the share of layers replaced, the published one beside it."""
+    ours = [row for row in leaderboard if row["accuracy"] is not None]
+    base = next((row["accuracy"] for row in ours if row["kind"] == "teacher"), None)
+    chain = [row for row in ours if row["kind"] in ("teacher", "progressive")]
+    if not base or len(chain) < 2 or not num_layers:
+        return None
+    figure, (axes,) = new_figure(3.4)
+    labels = []
+    for rows, colour, style in ((chain, BLUE, "o-"), ([r for r in ours if r not in chain], GREEN, "o")):
+        shares = [row["num_replaced"] / num_layers for row in rows]
+        values = [row["accuracy"] / base for row in rows]
+        axes.errorbar(shares, values, yerr=_errors(rows, base), fmt=style, ms=4, color=colour, capsize=2)
+        labels += [(s, v, row["model"], colour) for s, v, row in zip(shares, values, rows, strict=True)]
+    h1 = [row for row in _published_h1(published) if row["tokens_b"] is None or "SFT" not in row["model"]]
+    points = [(r["num_replaced"] / r["num_layers"], r["quality"] / r["teacher_quality"]) for r in h1]
+    if points:
+        axes.plot(*zip(*points, strict=True), "x--", color=ORANGE, label=_PUBLISHED)
+        axes.legend(loc="lower left")
+    axes.set_xlabel("share of layers without full attention")
+    axes.set_ylabel("accuracy over the teacher's")
+    axes.margins(x=0.08)
+    label_points(axes, labels)
+    return figure
 
 
-def loss_curves(training: Rows) -> str:
-    """Draw every checkpoint's training loss over its steps, on a log scale."""
+@picture
+def loss_curves(training: Rows) -> Figure | None:
+    """Draw the training loss of every checkpoint over its steps."""
     if not training:
-        return ""
-    figure, axes = _figure(6.4, 3.0)
+        return None
+    figure, (axes,) = new_figure(3.2)
     for model in dict.fromkeys(row["model"] for row in training):
         rows = [row for row in training if row["model"] == model]
-        axes.plot([r["step"] for r in rows], [max(r["loss_nats"], 1e-6) for r in rows], lw=1.2, label=model)
-    axes.set_yscale("log")
-    axes.set_xlabel("step", color=GREY)
-    axes.set_ylabel("loss, nats per token", color=GREY)
-    axes.legend(frameon=False, labelcolor=GREY, ncols=3)
-    return _svg(figure)
+        axes.plot([row["step"] for row in rows], [row["loss_nats"] for row in rows], label=model)
+    losses = [row["loss_nats"] for row in training]
+    if min(losses) > 0 and max(losses) > 20 * min(losses):
+        plain_log(axes)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.legend(ncols=3)
+    return figure
 
 
-def speed_by_context(throughput: Rows) -> str:
+@picture
+def speed_by_context(throughput: Rows) -> Figure | None:
     """Draw decode speed-up over the teacher by context: measured solid, modelled dashed."""
     decode = [row for row in throughput if row["phase"] == "decode"]
-    teacher = {row["context_tokens"]: row["tokens_per_s"] for row in decode if row["model"] == "teacher"}
-    models = [name for name in dict.fromkeys(row["model"] for row in decode) if name != "teacher"]
-    if not teacher or not models:
-        return ""
-    figure, axes = _figure(6.4, 3.0)
-    for model in models:
-        rows = sorted((r for r in decode if r["model"] == model), key=lambda r: r["context_tokens"])
-        rows = [row for row in rows if row["context_tokens"] in teacher]
+    teacher = {_point(row): row["tokens_per_s"] for row in decode if row["model"] == "teacher"}
+    lines = {}
+    for model in dict.fromkeys(row["model"] for row in decode if row["model"] != "teacher"):
+        rows = [row for row in decode if row["model"] == model and _point(row) in teacher]
+        if rows:
+            lines[model] = sorted(rows, key=_point)
+    if not lines:
+        return None
+    figure, (axes,) = new_figure(3.4)
+    for model, rows in lines.items():
         contexts = [row["context_tokens"] for row in rows]
-        measured = [row["tokens_per_s"] / teacher[row["context_tokens"]] for row in rows]
-        (line,) = axes.plot(contexts, measured, "o-", ms=3, lw=1.2, label=model)
-        axes.plot(contexts, [row["modelled_speedup"] for row in rows], "--", lw=1, color=line.get_color())
+        measured = [row["tokens_per_s"] / teacher[_point(row)] for row in rows]
+        (line,) = axes.plot(contexts, measured, "o-", ms=3, label=model)
+        modelled = [math.nan if row["modelled_speedup"] is None else row["modelled_speedup"] for row in rows]
+        axes.plot(contexts, modelled, "--", color=line.get_color())
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("context, tokens (dashed: modelled from bytes)", color=GREY)
-    axes.set_ylabel("decode speed-up", color=GREY)
-    axes.legend(frameon=False, labelcolor=GREY, ncols=3)
-    return _svg(figure)
+    contexts = sorted({row["context_tokens"] for rows in lines.values() for row in rows})
+    axes.set_xticks(contexts, [str(context) for context in contexts])
+    axes.set_xlabel("context, tokens (dashed: modelled)")
+    axes.set_ylabel("decode speed-up over the teacher")
+    axes.legend(ncols=2)
+    return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, _style(figure.add_subplot())
+def _point(row: Row) -> tuple[int, int]:
+    return row["context_tokens"], row["batch_size"]
 
 
-def _style(axes: Axes) -> Axes:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=GREY)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(GREY)
-    return axes
+def _errors(rows: Rows, base: float = 1.0) -> list[list[float]]:
+    """Return the distances to the ends of the intervals, below and above; zero where there is none."""
+    below = [(row["accuracy"] - row["accuracy_low"]) / base for row in rows]
+    return [below, [(row["accuracy_high"] - row["accuracy"]) / base for row in rows]]
 
 
-def _label(axes: Axes, text: str, x: float, y: float) -> None:
-    axes.annotate(text, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=GREY)
-
-
-def _svg(figure: Figure) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def _published_h1(published: Rows) -> list[Row]:
+    """Return the published progression's means: rows of single benchmarks left out."""
+    return [row for row in published if row["source"] == "h1" and row["benchmark"] is None]

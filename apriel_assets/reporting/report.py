@@ -1,23 +1,34 @@
-"""The report: one self-contained HTML page made from result tables."""
+"""The report: one self-contained HTML page made from result tables.
 
-from collections.abc import Mapping
+Text in, text out: the page says what the rows say and what is not there yet, and loads nothing from anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apriel_assets.reporting import figures
+from apriel_assets.reporting.drawing import INK
 from apriel_assets.reporting.summary import (
+    Row,
     Tables,
     leaderboard_table,
-    speed_context,
+    speed_points,
     summary_columns,
     summary_rows,
+    table_rows,
 )
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import to_table
 
-_TEMPLATE = "report.html.j2"
+_TEMPLATES = Path(__file__).parent / "templates"
+_METRICS = {
+    "accuracy": "Accuracy",
+    "reverse_kl_nats": "Reverse KL, nats per token",
+    "forward_kl_nats": "Forward KL, nats per token",
+}
 
 
 def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any]) -> str:
@@ -26,92 +37,139 @@ def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any])
     Args:
         tables: result tables of one recipe by name, as far as they exist.
         recipe: its name.
-        provenance: where the numbers were made: code, libraries, device.
+        provenance: where the numbers were made: code, libraries, device, date; shown as it is.
     """
-    # Autoescape: task names, model names and prompts come from data.
+    # Autoescape: names of models and tasks come from data.
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    evals = _rows(tables, "evals")
-    return environment.get_template(_TEMPLATE).render(
+    checkpoints = {row["model"]: row for row in table_rows(tables, "checkpoints")}
+    leaderboard = leaderboard_table(tables).to_pylist()
+    return environment.get_template("report.html.j2").render(
         recipe=recipe,
-        summary=summary_rows(tables),
         columns=summary_columns(),
-        point=speed_context(tables),
-        figures=_figures(tables),
-        tasks=list(dict.fromkeys(row["task"] for row in evals if row["metric"] == "accuracy")),
-        per_task=_per_task(evals),
-        provenance=_flat(provenance),
+        summary=summary_rows(tables),
+        points=speed_points(tables),
+        waiting=[row["model"] for row in leaderboard if None in (row["accuracy"], row["decode_speedup"])],
+        maps=[(row["model"], _themed(_map(checkpoints[row["model"]]))) for row in leaderboard],
+        pictures=_pictures(tables, leaderboard),
+        metrics=_by_task(table_rows(tables, "evals"), [row["model"] for row in leaderboard]),
+        published=[row for row in _published() if row["benchmark"] is None],
+        provenance={**_flat(provenance), **_measured_with(tables)},
     )
 
 
-def _rows(tables: Tables, name: str) -> list[dict]:
-    return tables[name].to_pylist() if name in tables else []
+def _map(checkpoint: Row) -> str:
+    return figures.layer_map(checkpoint["placement"])
 
 
-def _figures(tables: Tables) -> list[dict[str, str]]:
-    checkpoints = _rows(tables, "checkpoints")
-    leaderboard = leaderboard_table(tables).to_pylist() if checkpoints else []
-    published = to_table("published", published_rows()).to_pylist()
-    placements = {row["model"]: row["placement"] for row in checkpoints}
-    order = [row["model"] for row in leaderboard]
-    num_layers = len(next(iter(placements.values()), ()))
+def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]]:
+    """Return title, SVG, caption and, for an SVG that cannot be drawn yet, what it waits for."""
+    checkpoints = table_rows(tables, "checkpoints")
+    num_layers = len(checkpoints[0]["placement"]) if checkpoints else 0
+    published = _published()
     drawn = [
         (
             "Quality against speed",
             figures.quality_against_speed(leaderboard, published),
-            "Each checkpoint with its 95% interval; crosses are the published H1 figures, on other tasks.",
-            "evals and throughput of at least one model",
+            "Mean accuracy, 95% interval. Green: fine-tuned or merged. Crosses: published, other tasks.",
+            "accuracy and decode speed of at least one model",
         ),
         (
-            "Quality over the share replaced",
+            "Quality over layers replaced",
             figures.quality_over_replaced(leaderboard, published, num_layers),
-            "Accuracy as a share of the teacher's, here and as published.",
-            "evals of the teacher and one H-k",
-        ),
-        (
-            "Layer maps",
-            figures.layer_map({model: placements[model] for model in order if model != "teacher"}),
-            "Ten layers a row, from layer 0. Filled: full attention kept.",
-            "a converted checkpoint",
+            "Accuracy as a share of the teacher's; intervals are of the model's own accuracy.",
+            "accuracy of the teacher and one converted model",
         ),
         (
             "Which layers matter",
-            figures.rankings(_rows(tables, "layer_scores"), _rows(tables, "probes")),
-            "Leave-one-out: what the intact teacher loses. Probes: the loss after a few steps with one more layer "
-            "swapped, in the checkpoint before the step. A missing bar is a layer already replaced.",
+            figures.rankings(
+                table_rows(tables, "layer_scores"), table_rows(tables, "probes"), _newly_replaced(checkpoints)
+            ),
+            "Every panel in leave-one-out order, easiest left: where probes agree, bars rise to the right."
+            " Numbers are each panel's own ranks. Orange: replaced at this step. A gap: replaced before.",
             "layer scores",
         ),
         (
             "Training",
-            figures.loss_curves(_rows(tables, "training")),
-            "Reverse KL to the teacher (sft: cross-entropy on reference traces).",
+            figures.loss_curves(table_rows(tables, "training")),
+            "Loss per step of every stage. Fine-tuning may have another loss: compare within a curve.",
             "a trained checkpoint",
         ),
         (
             "Decode speed by context",
-            figures.speed_by_context(_rows(tables, "throughput")),
-            "Speed-up over the teacher on the same device in the same run of the recipe.",
-            "throughput of the teacher and one H-k",
+            figures.speed_by_context(table_rows(tables, "throughput")),
+            "Over the teacher at the same context and batch. Dashed: what the bytes moved per step allow.",
+            "throughput of the teacher and one converted model",
         ),
     ]
-    return [dict(zip(("title", "svg", "caption", "needs"), entry, strict=True)) for entry in drawn]
+    keys = ("title", "svg", "caption", "needs")
+    return [{**dict(zip(keys, entry, strict=True)), "svg": _themed(entry[1])} for entry in drawn]
 
 
-def _per_task(evals: list[dict]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for row in evals:
-        if row["metric"] == "accuracy":
-            text = f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
-            found.setdefault(row["model"], {})[row["task"]] = text
+def _themed(svg: str) -> str:
+    """Let text and axes take the page's colour, light or dark."""
+    return svg.replace(INK, "currentColor")
+
+
+def _newly_replaced(checkpoints: Sequence[Row]) -> dict[str, set[int]]:
+    """Return the layers that each progressive step replaced; the first step's go by "leave-one-out"."""
+    placements = {row["model"]: row["placement"] for row in checkpoints}
+    kinds = {row["model"]: row["kind"] for row in checkpoints}
+    found: dict[str, set[int]] = {}
+    for row in checkpoints:
+        if row["kind"] != "progressive" or row["parent"] not in placements:
+            continue
+        before = placements[row["parent"]]
+        changed = {layer for layer, mixer in enumerate(row["placement"]) if mixer != before[layer]}
+        found["leave-one-out" if kinds[row["parent"]] == "teacher" else row["model"]] = changed
     return found
 
 
+def _by_task(evals: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one table per metric: a row a model, a column a task."""
+    found = []
+    for metric in sorted({row["metric"] for row in evals}, key=lambda name: (name not in _METRICS, name)):
+        rows = [row for row in evals if row["metric"] == metric]
+        cells: dict[str, dict[str, str]] = {}
+        for row in sorted(
+            rows, key=lambda row: order.index(row["model"]) if row["model"] in order else len(order)
+        ):
+            cells.setdefault(row["model"], {})[row["task"]] = _with_interval(row)
+        tasks = list(dict.fromkeys(row["task"] for row in rows))
+        found.append({"title": _METRICS.get(metric, metric), "tasks": tasks, "cells": cells})
+    return found
+
+
+def _with_interval(row: Row) -> str:
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.3f}"
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _measured_with(tables: Tables) -> dict[str, str]:
+    """Return the settings that the rows themselves carry."""
+    evals, throughput = table_rows(tables, "evals"), table_rows(tables, "throughput")
+    found = {
+        "problems per task": {row["num_problems"] for row in evals},
+        "seed of the problem draw": {row["seed"] for row in evals},
+        "speed measured on": {row["device"] for row in throughput},
+    }
+    return {name: ", ".join(sorted(map(str, values))) for name, values in found.items() if values}
+
+
+def _published() -> list[Row]:
+    return to_table("published", published_rows()).to_pylist()
+
+
 def _flat(provenance: Mapping[str, Any]) -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in provenance.items():
-        if isinstance(value, Mapping):
-            flat[name] = ", ".join(f"{key} {inner}" for key, inner in value.items())
-        else:
-            flat[name] = str(value)
-    return flat
+    return {
+        name: ", ".join(f"{key} {inner}" for key, inner in value.items())
+        if isinstance(value, Mapping)
+        else str(value)
+        for name, value in provenance.items()
+    }

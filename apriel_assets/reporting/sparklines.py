@@ -1,5 +1,6 @@
 """Tiny inline pictures for places that show Markdown or HTML: under 1,000 characters, whatever the data."""
 
+import itertools
 from collections.abc import Sequence
 
 _WIDTH, _HEIGHT, _MAX_POINTS = 240, 40, 48
@@ -30,4 +31,4 @@ def _thinned(values: Sequence[float], limit: int) -> list[float]:
     if len(values) <= limit:
         return list(values)
     edges = [round(index * len(values) / limit) for index in range(limit + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]

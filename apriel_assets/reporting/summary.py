@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
 from apriel_assets.tables.schemas import to_table
 
 Tables = Mapping[str, pa.Table]
+Row = dict[str, Any]
 
-_KIND_ORDER = ("teacher", "progressive", "sft", "merge")
+_KINDS = ("teacher", "progressive", "sft", "merge")
+_ABSENT = "-"
 
 
 def leaderboard_table(tables: Tables) -> pa.Table:
@@ -18,11 +21,15 @@ def leaderboard_table(tables: Tables) -> pa.Table:
     A model without evals or timings yet has nulls there.
 
     Args:
-        tables: at least `checkpoints`; `evals` and `throughput` as far as they exist.
+        tables: `checkpoints`, `evals` and `throughput`, as far as they exist.
     """
-    checkpoints = _rows(tables, "checkpoints")
-    checkpoints.sort(key=lambda row: (_KIND_ORDER.index(row["kind"]), row["num_replaced"], row["model"]))
-    return to_table("leaderboard", [_leaderboard_row(row, tables) for row in checkpoints])
+    evals, throughput = table_rows(tables, "evals"), table_rows(tables, "throughput")
+    rows = []
+    for checkpoint in sorted(table_rows(tables, "checkpoints"), key=_position):
+        row = {name: checkpoint[name] for name in ("model", "kind", "num_replaced", "seconds")}
+        row["tokens"] = checkpoint["total_tokens"]
+        rows.append(row | _quality(checkpoint["model"], evals) | _speed(checkpoint["model"], throughput))
+    return to_table("leaderboard", rows)
 
 
 def summary_columns() -> dict[str, str]:
@@ -40,95 +47,89 @@ def summary_columns() -> dict[str, str]:
 
 def summary_rows(tables: Tables) -> list[dict[str, str]]:
     """Return the leaderboard as text, ready to print; what was not measured yet is a dash."""
-    if "checkpoints" not in tables:
-        return []
-    layers = {row["model"]: len(row["placement"]) for row in _rows(tables, "checkpoints")}
+    layers = {row["model"]: len(row["placement"]) for row in table_rows(tables, "checkpoints")}
     return [_as_text(row, layers[row["model"]]) for row in leaderboard_table(tables).to_pylist()]
 
 
-def speed_context(tables: Tables) -> tuple[int, int] | None:
-    """Return context and batch size of the leaderboard's speeds: the longest context timed; None if none was."""
-    points = {(row["context_tokens"], row["batch_size"]) for row in _rows(tables, "throughput")}
-    return max(points) if points else None
+def speed_points(tables: Tables) -> list[tuple[int, int]]:
+    """Return contexts and batch sizes of the leaderboard's speeds: one pair, unless a run is partial."""
+    points = {(row["context_tokens"], row["batch_size"]) for row in leaderboard_table(tables).to_pylist()}
+    return sorted(point for point in points if None not in point)
 
 
-def _rows(tables: Tables, name: str) -> list[dict]:
+def table_rows(tables: Tables, name: str) -> list[Row]:
+    """Return a table's rows; none if it is not there yet."""
     return tables[name].to_pylist() if name in tables else []
 
 
-def _leaderboard_row(checkpoint: dict, tables: Tables) -> dict:
-    model = checkpoint["model"]
-    row = {
-        "model": model,
-        "kind": checkpoint["kind"],
-        "num_replaced": checkpoint["num_replaced"],
-        "tokens": checkpoint["total_tokens"],
-        "seconds": checkpoint["seconds"],
-    }
-    return row | _quality(model, tables) | _speed(model, tables)
+def _position(checkpoint: Row) -> tuple[int, int, str]:
+    kind = checkpoint["kind"]
+    return (
+        _KINDS.index(kind) if kind in _KINDS else len(_KINDS),
+        checkpoint["num_replaced"],
+        checkpoint["model"],
+    )
 
 
-def _quality(model: str, tables: Tables) -> dict:
-    by_metric: dict[str, list[dict]] = {}
-    for row in _rows(tables, "evals"):
+def _quality(model: str, evals: list[Row]) -> Row:
+    by_metric: dict[str, list[Row]] = {}
+    for row in evals:
         if row["model"] == model:
             by_metric.setdefault(row["metric"], []).append(row)
-    if "accuracy" not in by_metric:
-        return {}
-    accuracy = by_metric["accuracy"]
-    mean = _mean(accuracy, "value")
-    # Problems of different tasks are drawn independently, so the half-widths of their intervals add in squares.
-    below = math.hypot(*(row["value"] - row["low"] for row in accuracy)) / len(accuracy)
-    above = math.hypot(*(row["high"] - row["value"] for row in accuracy)) / len(accuracy)
-    quality = {
-        "num_tasks": len(accuracy),
-        "accuracy": mean,
-        "accuracy_low": mean - below,
-        "accuracy_high": mean + above,
-    }
+    quality: Row = {}
     for metric in ("reverse_kl_nats", "forward_kl_nats"):
         if metric in by_metric:
-            quality[metric] = _mean(by_metric[metric], "value")
+            quality[metric] = _mean(by_metric[metric])
+    if accuracy := by_metric.get("accuracy"):
+        mean = _mean(accuracy)
+        # Problems of different tasks are drawn independently, so the half-widths of their intervals add in
+        # squares.
+        below = math.hypot(*(row["value"] - row["low"] for row in accuracy)) / len(accuracy)
+        above = math.hypot(*(row["high"] - row["value"] for row in accuracy)) / len(accuracy)
+        quality |= {"num_tasks": len(accuracy), "accuracy": mean}
+        quality |= {"accuracy_low": mean - below, "accuracy_high": mean + above}
     return quality
 
 
-def _speed(model: str, tables: Tables) -> dict:
-    decode = [row for row in _rows(tables, "throughput") if row["phase"] == "decode"]
-    timed = {(row["model"], row["context_tokens"], row["batch_size"]): row for row in decode}
-    both = [key[1:] for key in timed if key[0] == model and ("teacher", *key[1:]) in timed]
+def _speed(model: str, throughput: list[Row]) -> Row:
+    """Return decode speed at the longest context (then batch) at which model and teacher were both timed."""
+    timed = {
+        (row["model"], row["context_tokens"], row["batch_size"]): row
+        for row in throughput
+        if row["phase"] == "decode"
+    }
+    both = [point for name, *point in timed if name == model and ("teacher", *point) in timed]
     if not both:
         return {}
     point = max(both)
-    own, teacher = timed[model, *point], timed["teacher", *point]
+    own, teacher = timed[(model, *point)], timed[("teacher", *point)]
     return {
         "context_tokens": point[0],
+        "batch_size": point[1],
         "decode_tokens_per_s": own["tokens_per_s"],
         "decode_speedup": own["tokens_per_s"] / teacher["tokens_per_s"],
         "modelled_decode_speedup": own["modelled_speedup"],
     }
 
 
-def _mean(rows: list[dict], column: str) -> float:
-    return sum(row[column] for row in rows) / len(rows)
+def _mean(rows: list[Row]) -> float:
+    return sum(row["value"] for row in rows) / len(rows)
 
 
-def _as_text(row: dict, num_layers: int) -> dict[str, str]:
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    accuracy = shown(row["accuracy"], ".3f")
+def _as_text(row: Row, num_layers: int) -> dict[str, str]:
+    accuracy = _shown(row["accuracy"], ".3f")
     if row["accuracy"] is not None:
         accuracy += f" [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
-    speedup, modelled = (
-        "-" if row[key] is None else f"{row[key]:.2f}x"
-        for key in ("decode_speedup", "modelled_decode_speedup")
-    )
     return {
         "model": row["model"],
         "replaced": f"{row['num_replaced']} of {num_layers}",
         "accuracy": accuracy,
-        "kl": shown(row["reverse_kl_nats"], ".4f"),
-        "speedup": speedup,
-        "modelled": modelled,
-        "tokens": shown(row["tokens"], ","),
+        "kl": _shown(row["reverse_kl_nats"], ".4f"),
+        "speedup": _shown(row["decode_speedup"], ".2f", "x"),
+        "modelled": _shown(row["modelled_decode_speedup"], ".2f", "x"),
+        "tokens": _shown(row["tokens"], ","),
     }
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return _ABSENT if value is None else format(value, form) + unit

@@ -114,6 +114,7 @@ TABLES: dict[str, TableSpec] = {
         "reverse_kl_nats": (_FLOAT, "mean over tasks of KL(model || teacher) per completion token, nats"),
         "forward_kl_nats": (_FLOAT, "mean over tasks of KL(teacher || model) per completion token, nats"),
         "context_tokens": (_INT, "longest context at which model and teacher were both timed"),
+        "batch_size": (_INT, "sequences at once, there"),
         "decode_tokens_per_s": (_FLOAT, "measured there, all sequences together"),
         "decode_speedup": (_FLOAT, "measured there, over the teacher"),
         "modelled_decode_speedup": (_FLOAT, "decode bytes of the all-FA model over its own, there"),

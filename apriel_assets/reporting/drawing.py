@@ -1,0 +1,108 @@
+"""How every picture looks: one style, SVG text out, legible on light and dark pages.
+
+Matplotlib without pyplot: no global state, no display. Text and axes are drawn in one grey, which the page
+replaces by its own colour.
+"""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#7b7b7b"  # text and axes; in a page's SVG it becomes the page's text colour
+BLUE, ORANGE, GREEN = "#4a80b8", "#cc6a22", "#338855"
+WIDTH = 5.0  # inches: two pictures side by side on a laptop, and still readable on a phone
+
+_STYLE: Any = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "axes.prop_cycle": cycler(color=(BLUE, ORANGE, GREEN, "#aa4477", "#3aa5c0", "#b8a022", "#8866bb", INK)),
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
+    "svg.hashsalt": "apriel",  # the same rows give the same bytes
+    "text.parse_math": False,  # names come from data: a $ in one is a $
+}
+
+Options = ParamSpec("Options")
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def picture(draw: Callable[Options, Figure | None]) -> Callable[Options, str]:
+    """Make a function that draws a figure return its SVG, and an empty string for no figure."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Options.args, **kwargs: Options.kwargs) -> str:
+        with matplotlib.rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+            return "" if figure is None else _svg(figure)
+
+    return drawn
+
+
+def new_figure(height: float, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the common width and its axes, one below the other; `height` in inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+
+
+def plain_log(axes: Axes) -> None:
+    """Make the y axis logarithmic, its ticks written as plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+
+
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write points' names beside them, where they cover neither points nor each other if that can be had.
+
+    Args:
+        axes: with everything else drawn.
+        points: x, y, name, colour.
+    """
+    axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  settles limits and layout
+    places = axes.transData.transform([(x, y) for x, y, *_ in points]) * 72 / axes.figure.dpi
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
+    for (x, y), (at_x, at_y, name, colour) in zip(places, points, strict=True):
+        width = 4.4 * len(name)  # of text at 8 points, roughly
+        options = [(dx, dy) for dx in (5, -5 - width) for dy in (3, -11, -4)]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + 8) for dx, dy in options]
+        best = min(
+            range(len(options)), key=lambda index: sum(_overlap(boxes[index], other) for other in taken)
+        )
+        taken.append(boxes[best])
+        axes.annotate(
+            name,
+            (at_x, at_y),
+            xytext=options[best],
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+            va="bottom",
+        )
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
