@@ -21,22 +21,26 @@ from apriel_assets.recipe import load_recipe
 from resources.lake import Lake
 from resources.provenance import code_revision, library_versions
 
-VARIANTS = {
-    "base": [],  # mapped (MIL), easiest first, MMR order
-    "random_init": ["h1.init=random"],
-    "loo_order": ["h1.order=loo"],
-    "reverse_order": ["h1.order=reverse_loo"],
+# Name: overlays, and the steps that its lesson is about (all variants of a seed share a home, so what they have in
+# common, e.g. h6 of base and loo_order, is trained once).
+VARIANTS: dict[str, tuple[list[str], str]] = {
+    "base": ([], "all"),  # mapped (MIL), easiest first, MMR order
+    "random_init": (["h1.init=random"], "first"),
+    "reverse_order": (["h1.order=reverse_loo"], "first"),
+    "loo_order": (["h1.order=loo"], "last"),
 }
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, n - 1 degrees of freedom
 
 
 def run_one(work: Path, recipe: str, variant: str, seed: int, overlays: list[str], threads: int) -> None:
-    """Bring one variant's H-k evals up to date in a home of its own."""
-    steps = [f"evals/h{k}" for k in load_recipe(recipe, overlays).h1.schedule]
-    overlays = [f"seed={seed}", f"name={variant}-{seed}", *overlays, *VARIANTS[variant]]
+    """Bring the evals of one variant's steps up to date, in the home of its seed."""
+    changes, which = VARIANTS[variant]
+    schedule = load_recipe(recipe, overlays).h1.schedule
+    ends = {"first": schedule[:1], "last": schedule[-1:], "all": (schedule[0], schedule[-1])}[which]
+    overlays = [f"seed={seed}", f"name={variant}-{seed}", *overlays, *changes]
     sets = [word for overlay in overlays for word in ("--set", overlay)]
-    command = [sys.executable, "-m", "apriel_assets.cli", "run", "--recipe", recipe, *sets]
-    command += ["--home", str(work / f"{variant}-{seed}"), "--select", ",".join(steps), "--json"]
+    command = [sys.executable, "-m", "apriel_assets.cli", "run", "--recipe", recipe, *sets, "--json"]
+    command += ["--home", str(work / str(seed)), "--select", ",".join(f"evals/h{k}" for k in ends)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     started = time.time()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -47,7 +51,7 @@ def run_one(work: Path, recipe: str, variant: str, seed: int, overlays: list[str
 
 def figures(work: Path, variant: str, seed: int) -> dict[str, dict[str, float]]:
     """Return {h<k>: {metric: mean over tasks}} of one finished run."""
-    rows = Lake(work / f"{variant}-{seed}").read("evals", f"{variant}-{seed}").to_pylist()
+    rows = Lake(work / str(seed)).read("evals", f"{variant}-{seed}").to_pylist()
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         found.setdefault(row["model"], {}).setdefault(row["metric"], []).append(row["value"])
@@ -61,27 +65,17 @@ def differences(results: dict[str, dict[str, dict]], seeds: list[int]) -> list[d
     """Return variant minus base, paired by seed, with a t-interval, for every model and metric."""
     rows = []
     for variant in (name for name in VARIANTS if name != "base"):
-        for model in results["base"][str(seeds[0])]:
-            for metric in results["base"][str(seeds[0])][model]:
+        for model, metrics in results[variant][str(seeds[0])].items():
+            for metric in metrics:
                 pairs = [
                     results[variant][str(s)][model][metric] - results["base"][str(s)][model][metric]
                     for s in seeds
                 ]
-                half = (
-                    T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
-                )
                 mean = statistics.mean(pairs)
-                rows.append(
-                    {
-                        "variant": variant,
-                        "model": model,
-                        "metric": metric,
-                        "difference": mean,
-                        "low": None if half is None else mean - half,
-                        "high": None if half is None else mean + half,
-                        "per_seed": pairs,
-                    }
-                )
+                half = T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+                interval = {} if half is None else {"low": mean - half, "high": mean + half}
+                row = {"variant": variant, "model": model, "metric": metric, "difference": mean}
+                rows.append({**row, **interval, "per_seed": pairs})
     return rows
 
 
@@ -94,14 +88,17 @@ def main() -> None:
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--set", dest="overlays", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--parallel", type=int, default=1, help="seeds at a time")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "h1_lessons.json")
     given = parser.parse_args()
+
+    def run_seed(seed: int) -> None:
+        for variant in VARIANTS:
+            run_one(given.work, given.recipe, variant, seed, given.overlays, given.threads)
+
     with ThreadPoolExecutor(given.parallel) as pool:
-        for seed in given.seeds:
-            for variant in VARIANTS:
-                pool.submit(run_one, given.work, given.recipe, variant, seed, given.overlays, given.threads)
+        list(pool.map(run_seed, given.seeds))
     results = {
         variant: {str(seed): figures(given.work, variant, seed) for seed in given.seeds}
         for variant in VARIANTS
@@ -119,9 +116,8 @@ def main() -> None:
     }
     given.out.write_text(json.dumps(content, indent=1) + "\n")
     for row in content["differences_to_base"]:
-        print(
-            f"{row['variant']:14} {row['model']:4} {row['metric']:16} {row['difference']:+.3f} [{row['low']}, {row['high']}]"
-        )
+        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]" if "low" in row else ""
+        print(f"{row['variant']:14} {row['model']:4} {row['metric']:16} {row['difference']:+.3f} {interval}")
 
 
 if __name__ == "__main__":

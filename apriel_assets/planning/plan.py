@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleCause, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.assets.artifact_asset import AssetPlan, latest_address
 from resources.artifact_store import Artifact, ArtifactStore
 
 
@@ -90,8 +90,6 @@ def _last_artifact(
     instance: dg.DagsterInstance, store: ArtifactStore, asset: AssetPlan, partition: str | None
 ) -> Artifact | str | None:
     """Return the last materialization's artifact, or what is wrong with it, or None if there was none."""
-    from apriel_assets.assets.artifact_asset import latest_address
-
     address = latest_address(instance, asset.key, partition)
     if address is None:
         return None
@@ -107,7 +105,9 @@ def _reason(asset: AssetPlan, causes: list[StaleCause], last: Artifact | str | N
     if last.provenance["code_version"] != asset.code_version:
         changed = changed_keys(last.provenance["recipe_slice"], asset.slice)
         parts.append(f"recipe changed: {'; '.join(changed)}" if changed else "new revision of its code")
-    upstream = sorted({cause.dependency.to_user_string() for cause in causes if cause.dependency is not None})
+    # A dependency is an asset's key, or for partitioned assets a (key, partition) pair.
+    keys = [getattr(cause.dependency, "asset_key", cause.dependency) for cause in causes]
+    upstream = sorted({key.to_user_string() for key in keys if key is not None})
     if upstream:
         parts.append(f"upstream changed: {', '.join(upstream)}")
     return " | ".join(parts) or "; ".join(sorted({cause.reason for cause in causes})) or "stale"
