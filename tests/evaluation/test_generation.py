@@ -8,6 +8,8 @@ from apriel_assets.errors import UserError
 from apriel_assets.evaluation.generation import generate
 from apriel_assets.evaluation.tasks.problems import make_problems
 from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.hybrid.config import MixerOptions, SlidingWindowConfig
+from apriel_assets.hybrid.model import HybridForCausalLM
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,27 @@ def test_sliding_window_model_equals_transformers_generate(tokenizer, prompts):
         ids = tokenizer(prompt, return_tensors="pt")
         theirs = mistral.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids.input_ids.shape[1] :]
         assert completion.token_ids == theirs.tolist()
+
+
+@torch.no_grad()
+def test_hybrid_equals_its_own_generate_and_a_pass_without_cache(model, tokenizer, prompts):
+    hybrid = HybridForCausalLM.from_teacher(model)
+    hybrid.convert([1], "mamba")
+    for placement in (("fa", "mamba"), ("mamba", "mamba"), ("swa", "mamba")):
+        if placement[0] != "fa":
+            hybrid.convert(
+                [0], placement[0], keep=True, options=MixerOptions(swa=SlidingWindowConfig(window=8))
+            )
+        found = run(hybrid, tokenizer, prompts[::2])
+        sampled = run(hybrid, tokenizer, prompts[::2], temperature=1.0, samples=2)
+        assert len({len(samples[0].token_ids) for samples in found}) > 2, "the test needs rows that leave"
+        for prompt, (greedy,), samples in zip(prompts[::2], found, sampled, strict=True):
+            ids = tokenizer(prompt, return_tensors="pt")
+            theirs = hybrid.generate(**ids, max_new_tokens=24, do_sample=False)[0, ids.input_ids.shape[1] :]
+            assert greedy.token_ids == theirs.tolist()
+            for completion in (greedy, *samples):
+                expected = teacher_forced(hybrid, tokenizer, prompt, completion)
+                torch.testing.assert_close(torch.tensor(completion.log_probs), expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()

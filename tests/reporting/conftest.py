@@ -61,7 +61,7 @@ def throughput_rows():
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tables():
     scores = [
         {"layer": layer, "metric": "kl", "importance": 0.003 * 1.6**rank, "rank": rank}
