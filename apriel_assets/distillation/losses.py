@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from apriel_assets.distillation.config import Loss
 from apriel_assets.errors import UserError
 
-# Logits per chunk. CPU: 8 MiB per fp32 matrix, about the cache. GPU: 0.5 GiB, so that the head's gradient,
+# Logits per chunk. CPU: 8 MiB per fp32 matrix, about the cache. GPU: 1 GiB, so that the head's gradient,
 # which each chunk reads and writes as a whole, is touched rarely.
-_CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}
+_CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**28}
 
 
 @dataclass(frozen=True)
