@@ -44,6 +44,23 @@ class HybridConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         return self.backbone.get_text_config(decoder=decoder, encoder=encoder)
 
+    # What tools around transformers read off any causal LM's config.
+    @property
+    def vocab_size(self) -> int:
+        return self.get_text_config().vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.get_text_config().hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.get_text_config().num_hidden_layers
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.get_text_config().max_position_embeddings
+
     def mixer_options(self, layer: int) -> dict[str, MixerConfig]:
         """Return the options of each mixer that a layer holds, by name."""
         return {name: config_from_dict(name, values) for name, values in self.mixers[layer].items()}

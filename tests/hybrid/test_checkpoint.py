@@ -123,4 +123,4 @@ def test_config_says_what_each_layer_holds(tmp_path):
     assert config.placement == ["mamba", "swa", "fa"]
     assert config.mixer_options(0) == {"fa": config.mixer_options(2)["fa"], "mamba": OPTIONS.mamba}
     assert config.mixer_options(1)["swa"] == OPTIONS.swa
-    assert config.get_text_config().num_hidden_layers == 3
+    assert (config.num_hidden_layers, config.vocab_size, config.hidden_size) == (3, 61, 32)
