@@ -72,7 +72,9 @@ def differences(results: dict[str, dict[str, dict]], seeds: list[int]) -> list[d
                     for s in seeds
                 ]
                 mean = statistics.mean(pairs)
-                half = T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+                half = (
+                    T_95[len(pairs)] * statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else None
+                )
                 interval = {} if half is None else {"low": mean - half, "high": mean + half}
                 row = {"variant": variant, "model": model, "metric": metric, "difference": mean}
                 rows.append({**row, **interval, "per_seed": pairs})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -67,7 +68,7 @@ def test_query_formats(apriel, home, output):
 
 def test_report_is_one_file_that_needs_no_network(apriel, home, tiny_recipe_file):
     code, out, _ = apriel("report", "--recipe", tiny_recipe_file, "--home", home)
-    page = open(out.strip()).read()
+    page = Path(out.strip()).read_text()
     assert code == 0
     assert "merge" in page
     for loader in ('src="http', 'href="http://', "@import", "url(http"):

@@ -32,7 +32,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page):
-    for path in re.findall(r"`((?:apriel_assets|resources|sensors|tests|benchmarks|docs)/[\w./-]+)`", page.read_text()):
+    for path in re.findall(
+        r"`((?:apriel_assets|resources|sensors|tests|benchmarks|docs)/[\w./-]+)`", page.read_text()
+    ):
         assert (ROOT / path).exists(), path
 
 

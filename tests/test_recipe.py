@@ -1,5 +1,7 @@
 """Recipes: what is refused, with which words, and that equal meanings give equal slices."""
 
+import json
+
 import pytest
 import yaml
 
@@ -13,7 +15,9 @@ def test_shipped_recipes_load_and_give_assets(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assets = plan_assets(recipe)
-    assert {"teacher", "layer_scores", f"h1/h{recipe.h1.schedule[-1]}", "leaderboard", "report"} <= set(assets)
+    assert {"teacher", "layer_scores", f"h1/h{recipe.h1.schedule[-1]}", "leaderboard", "report"} <= set(
+        assets
+    )
 
 
 def test_assets_come_upstream_first():
@@ -85,7 +89,7 @@ def test_an_edited_task_file_changes_what_reads_it(tmp_path):
     path = tmp_path / "traces.jsonl"
     versions = []
     for answer in "12":
-        path.write_text('{"prompt": "a", "trace": " b", "answer": "%s"}\n' % answer)
+        path.write_text(json.dumps({"prompt": "a", "trace": " b", "answer": answer}) + "\n")
         assets = plan_assets(load_recipe("quickstart", [f"tasks.train=[{{file: {path}}}]"]))
         versions.append((assets["traces"].code_version, assets["completions"].code_version))
     assert versions[0][0] != versions[1][0]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from apriel_assets.distillation.batches import Traces
+    from apriel_assets.hybrid.conversion import Init
     from apriel_assets.hybrid.model import HybridForCausalLM
 
 
@@ -67,7 +68,7 @@ def build_probes(
     job: Job,
     *,
     mixer: str,
-    init: str,
+    init: "Init",
     mixers: MixerOptions,
     probe: ProbeConfig,
     steps: int,
@@ -92,7 +93,7 @@ def build_probes(
         steps=steps,
         step=step,
         options=mixers,
-        init=init,  # type: ignore[arg-type]
+        init=init,
         seed=seed,
         progress=job.progress,
     )
@@ -105,7 +106,7 @@ def build_checkpoint(
     *,
     k: int,
     mixer: str,
-    init: str,
+    init: "Init",
     order: str | tuple[int, ...],
     keep: tuple[int, ...],
     mixers: MixerOptions,

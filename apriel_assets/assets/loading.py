@@ -33,15 +33,10 @@ def load_teacher_model(job: Job) -> "tuple[HybridForCausalLM, PreTrainedTokenize
 
 def load_checkpoint(job: Job, asset: str) -> "HybridForCausalLM":
     """Return a fresh copy of the hybrid that an asset made; the caller may change it."""
-    from transformers import AutoModelForCausalLM
-
-    import apriel_assets.hybrid.model  # noqa: F401  registers the architecture
-
     if asset == "teacher":
         teacher, _ = load_teacher_model(job)
         return type(teacher).from_teacher(teacher.backbone, copy=True)
-    _quiet_transformers()
-    return AutoModelForCausalLM.from_pretrained(job.input(asset).path / CHECKPOINT)
+    return _read_checkpoint(job.input(asset).path)
 
 
 def load_model_once(job: Job, asset: str) -> "HybridForCausalLM":
@@ -69,12 +64,14 @@ def _teacher(path: Path) -> "tuple[HybridForCausalLM, Any]":
 
 @functools.lru_cache(maxsize=1)
 def _checkpoint(path: Path) -> "HybridForCausalLM":
-    from transformers import AutoModelForCausalLM
+    return _read_checkpoint(path).eval()
 
-    import apriel_assets.hybrid.model  # noqa: F401  registers the architecture
+
+def _read_checkpoint(path: Path) -> "HybridForCausalLM":
+    from apriel_assets.hybrid.model import HybridForCausalLM
 
     _quiet_transformers()
-    return AutoModelForCausalLM.from_pretrained(path / CHECKPOINT).eval()
+    return HybridForCausalLM.from_pretrained(path / CHECKPOINT)
 
 
 def problems_of(rows: pa.Table) -> list[Any]:

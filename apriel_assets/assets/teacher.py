@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from apriel_assets.assets.artifact_asset import AssetPlan, Job
 from apriel_assets.assets.loading import CHECKPOINT, TEACHER, load_teacher_model
 from apriel_assets.assets.task_keys import file_digests
-from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.evaluation.tasks.specs import Split, TaskSpec
 from apriel_assets.hybrid.specs import TeacherSpec
 from apriel_assets.recipe import Recipe
 from apriel_assets.scoring.config import StoreConfig
@@ -71,10 +71,11 @@ def build_traces(
     """Reasoning traces to distil on, and held-out ones to score layers on; the two cannot share a problem."""
     from apriel_assets.evaluation.tasks.problems import make_problems
 
-    for name, split, specs, total in (
+    wanted: list[tuple[str, Split, tuple[TaskSpec, ...], int]] = [
         (TRAIN_TRACES, "train", train, num_traces),
         (VALIDATION_TRACES, "validation", heldout, num_validation_traces),
-    ):
+    ]
+    for name, split, specs, total in wanted:
         share = -(-total // len(specs))  # rounded up, so that no task is left without
         problems = [problem for spec in specs for problem in make_problems(spec, split, share, seed)]
         pq.write_table(pa.Table.from_pylist([dataclasses.asdict(p) for p in problems]), job.draft.path / name)

@@ -5,7 +5,7 @@ compares with GraphQL's `staleStatus`). We add what Dagster cannot know: which r
 files of a finished artifact are still there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ def _last_artifact(
     return store.find(asset.key, address) or f"files missing or damaged: artifacts/{asset.key}/{address}"
 
 
-def _reason(asset: AssetPlan, causes: list[StaleCause], last: Artifact | str | None) -> str:
+def _reason(asset: AssetPlan, causes: Sequence[StaleCause], last: Artifact | str | None) -> str:
     if last is None:
         return "never built"
     if isinstance(last, str):
@@ -106,7 +106,7 @@ def _reason(asset: AssetPlan, causes: list[StaleCause], last: Artifact | str | N
         changed = changed_keys(last.provenance["recipe_slice"], asset.slice)
         parts.append(f"recipe changed: {'; '.join(changed)}" if changed else "new revision of its code")
     # A dependency is an asset's key, or for partitioned assets a (key, partition) pair.
-    keys = [getattr(cause.dependency, "asset_key", cause.dependency) for cause in causes]
+    keys: list[dg.AssetKey | None] = [getattr(c.dependency, "asset_key", c.dependency) for c in causes]  # type: ignore
     upstream = sorted({key.to_user_string() for key in keys if key is not None})
     if upstream:
         parts.append(f"upstream changed: {', '.join(upstream)}")

@@ -29,7 +29,10 @@ TABLES: dict[str, TableSpec] = {
     "layer_scores": {
         "layer": (_INT, "decoder layer, from 0"),
         "metric": (_TEXT, "what ranks: kl, accuracy or lm_eval"),
-        "importance": (_FLOAT, "what is lost without the layer's mixer; higher = more important; unit of the metric"),
+        "importance": (
+            _FLOAT,
+            "what is lost without the layer's mixer; higher = more important; unit of the metric",
+        ),
         "kl_nats": (_FLOAT, "KL(teacher without the mixer || teacher) per completion token, nats"),
         "forward_kl_nats": (_FLOAT, "KL(teacher || teacher without the mixer) per completion token, nats"),
         "accuracy": (_FLOAT, "share of problems right without the mixer (null where not measured)"),
@@ -132,7 +135,10 @@ LAKE_COLUMNS: TableSpec = {
 def table_schema(name: str) -> pa.Schema:
     """Return the Arrow schema of a table, without the columns that the lake adds; descriptions as field metadata."""
     return pa.schema(
-        [pa.field(column, dtype, metadata={"description": text}) for column, (dtype, text) in TABLES[name].items()]
+        [
+            pa.field(column, dtype, metadata={"description": text})
+            for column, (dtype, text) in TABLES[name].items()
+        ]
     )
 
 

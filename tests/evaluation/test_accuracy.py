@@ -8,6 +8,7 @@ from apriel_assets.distillation.batches import Traces
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation import accuracy
 from apriel_assets.evaluation.accuracy import divergences_per_token, evaluate_task
+from apriel_assets.evaluation.bootstrap import mean_interval
 from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.tasks.problems import make_problems
 from apriel_assets.evaluation.tasks.specs import TaskSpec
@@ -68,13 +69,22 @@ def test_teacher_against_itself_diverges_by_nothing(teacher, tokenizer):
         assert [rows[metric][key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-7)
 
 
+def traced_tokens(problems, tokenizer):
+    """Number of completion tokens, and the problem that each belongs to."""
+    lengths = [len(completion) for completion in Traces.from_problems(problems, tokenizer).completions]
+    return sum(lengths), np.repeat(np.arange(len(lengths)), lengths)
+
+
 def test_mean_is_over_tokens_and_interval_over_problems(student, teacher, tokenizer):
     rows = by_metric(evaluate_task(student, tokenizer, TASK, CONFIG, model_name="h1", teacher=teacher))
     problems = make_problems(TASK, "test", 12, seed=0)
     reverse, _ = dense_divergences(student, teacher, Traces.from_problems(problems, tokenizer))
     row = rows["reverse_kl_nats"]
     assert row["value"] == pytest.approx(reverse.mean().item(), rel=1e-4)
-    assert row["low"] < row["value"] < row["high"]
+    tokens, problems = traced_tokens(problems, tokenizer)
+    assert len(reverse) == tokens
+    expected = mean_interval(reverse.numpy(), groups=problems, resamples=300)
+    assert (row["value"], row["low"], row["high"]) == pytest.approx(expected, rel=1e-3)
     assert {r["num_problems"] for r in rows.values()} == {12}
     assert {r["model"] for r in rows.values()} == {"h1"}
 

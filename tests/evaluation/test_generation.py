@@ -5,7 +5,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.generation import generate
+from apriel_assets.evaluation.generation import _choose, generate
 from apriel_assets.evaluation.tasks.problems import make_problems
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.config import MixerOptions, SlidingWindowConfig
@@ -145,6 +145,13 @@ def test_sampled_frequencies_are_the_models_probabilities(model, tokenizer, prom
     for token, probability in enumerate(probabilities.tolist()):
         spread = (probability * (1 - probability) / num) ** 0.5
         assert abs(counts[token] / num - probability) < 4.5 * spread + 1e-3
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_choose_possible_tokens(uniform):
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0]])
+    chosen, _ = _choose(logits, 1.0, torch.tensor([uniform], dtype=torch.float64))
+    assert chosen.tolist() == [1 if uniform == 0 else 2]
 
 
 def test_training_mode_is_restored_and_dropout_is_off(tiny_llama, tokenizer, prompts):

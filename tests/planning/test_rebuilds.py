@@ -39,7 +39,7 @@ def test_edit_rebuilds_exactly_its_dependents(edit, home, tiny_recipe_file):
     overlays, expected = EDITS[edit]
     with open_workspace(str(tiny_recipe_file), home, overlays, write=True) as workspace:
         plan = workspace.plan()
-        before = {path for path in home.glob("artifacts/**/provenance.json")}
+        before = set(home.glob("artifacts/**/provenance.json"))
         assert {row.asset for row in plan.rows} | set(plan.downstream) == expected
         ran = {row.asset for row in workspace.run()}
         assert ran == expected

@@ -67,8 +67,8 @@ def test_curves_have_one_legend_entry_a_model(rows):
 
 
 def test_names_are_text_not_formulas_or_markup(rows):
-    hostile = [{**row, "model": "$\\frac{</text><script>"} for row in rows["training"]]
-    assert "$\\frac{</text><script>" in texts(figures.loss_curves(hostile))
+    hostile = [{**row, "model": "$\\frac{$</text><script>"} for row in rows["training"]]
+    assert "$\\frac{$</text><script>" in texts(figures.loss_curves(hostile))
 
 
 def test_nothing_to_draw_is_an_empty_string(rows):

@@ -48,9 +48,12 @@ def test_address_depends_on_each_ingredient_and_on_nothing_else(store):
 
 
 def test_failed_build_leaves_nothing_visible(store):
-    with pytest.raises(RuntimeError), store.create("h1/h4", "a1", {}) as draft:
+    def build(draft):
         (draft.path / "half").write_text("x")
-        raise RuntimeError
+        raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        store.get_or_create("h1/h4", "a1", {}, build)
     assert store.find("h1/h4", "a1") is None
     assert list(store.home.rglob("half")) == []
 

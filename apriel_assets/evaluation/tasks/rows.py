@@ -79,7 +79,7 @@ def _read_hub(spec: TaskSpec) -> Iterator[Row]:
     except ModuleNotFoundError as error:
         raise UserError(f"hub data {spec.hub} needs `datasets`: pip install 'apriel-assets[hub]'") from error
     try:
-        rows: Iterable[Any] = datasets.load_dataset(
+        rows: Any = datasets.load_dataset(
             str(spec.hub), spec.hub_subset, split=spec.hub_split, revision=spec.hub_revision
         )
     except Exception as error:  # datasets raises a dozen types: unknown id, subset, split, no network
