@@ -159,6 +159,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with exit_codes():
         result = app(standalone_mode=False)
+        if result == 130:  # typer turns Ctrl-C into this return value
+            raise KeyboardInterrupt
         sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -22,10 +22,8 @@ def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
     """Return every asset of a recipe by key, upstream first."""
     teacher, traces, completions = teacher_assets(recipe)
     h1 = h1_assets(recipe, teacher, traces)
-    models = [
-        teacher,
-        *(asset for asset in h1 if asset.build.__name__ != "build_probes" and asset.key.startswith("h1/")),
-    ]
+    checkpoints = [asset for asset in h1 if asset.key.startswith("h1/") and "/probes/" not in asset.key]
+    models = [teacher, *checkpoints]
     evals = eval_assets(recipe, teacher, models)
     others = [asset for asset in (completions, *h1) if asset not in models]
     results = result_assets(recipe, models, evals, others)

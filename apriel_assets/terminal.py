@@ -69,9 +69,14 @@ def run_display(*, quiet: bool) -> Iterator[RunDisplay]:
             yield display
 
 
+def _console() -> Console:
+    # Piped into a file or another program, a table must not be cut to 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 240)
+
+
 def print_plan(plan: Plan) -> None:
     """Print what would run and why, and what may follow."""
-    console = Console()
+    console = _console()
     if not plan.rows:
         console.print("Up to date: nothing would run.")
         return
@@ -104,8 +109,9 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> No
             table.add_column(Text(column))
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
-        Console().print(table)
-        Console().print(f"{len(rows)} rows")
+        console = _console()
+        console.print(table)
+        console.print(f"{len(rows)} rows")
 
 
 def _cell(value: Any) -> str:
@@ -117,7 +123,7 @@ def print_outcome(workspace: Workspace, num_run: int) -> None:
     from apriel_assets.reporting.summary import summary_columns, summary_rows
     from apriel_assets.tables.schemas import TABLES
 
-    console = Console()
+    console = _console()
     tables = {name: workspace.lake.read(name, workspace.recipe.name) for name in TABLES}
     rows = summary_rows(tables)
     if rows:

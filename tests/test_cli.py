@@ -82,7 +82,7 @@ BAD_RECIPES = {
     "unknown key of a step": (["h1.steps.h2.distill.step=3"], "did you mean steps"),
     "step that is not there": (["h1.steps.h9.distill.steps=3"], "h9"),
     "schedule not increasing": (["h1.schedule=[2,2]"], "increasing"),
-    "schedule beyond the layers": (["h1.schedule=[1,9]"], "4"),
+    "schedule beyond the layers": (["h1.schedule=[1,2,9]"], "only 4 may be replaced"),
     "layers that do not exist": (["h1.order=[0,1,7]"], "7"),
     "kept layer that does not exist": (["h1.keep_attention=[8]"], "8"),
     "unknown task": (["tasks.train=[recal]"], "recall"),
@@ -132,7 +132,7 @@ def test_home_that_cannot_be_written(apriel, tiny_recipe_file, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", "empty"), ('{"prompt": "a", "trace": "b", "answer": "c"}\n{oops\n', "line 2")],
+    [("", "has no rows"), ('{"prompt": "a", "trace": "b", "answer": "c"}\n{oops\n', "line 2")],
 )
 def test_bad_trace_file_names_the_line(text, expected, apriel, tiny_recipe_file, tmp_path):
     traces = tmp_path / "traces.jsonl"

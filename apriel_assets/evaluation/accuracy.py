@@ -62,10 +62,9 @@ def evaluate_task(
         reverse, forward, owners = divergences_per_token(model, teacher, traces)
         figures |= {"reverse_kl_nats": (reverse, owners), "forward_kl_nats": (forward, owners)}
     rows = []
+    draws = {"confidence": config.confidence, "resamples": config.resamples, "seed": seed}
     for metric, (values, groups) in figures.items():
-        mean, low, high = mean_interval(
-            values, groups=groups, confidence=config.confidence, resamples=config.resamples, seed=seed
-        )
+        mean, low, high = mean_interval(values, groups=groups, **draws)
         row = {
             "model": model_name,
             "task": task.task,

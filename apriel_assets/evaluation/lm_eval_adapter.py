@@ -108,10 +108,7 @@ def _run(
 ) -> dict[str, dict[str, Any]]:
     """Return the harness's figures of the task and, for a group, of each of its tasks."""
     evaluate, wrapper, tasks = _harness(include_path)
-    if task not in tasks.all_tasks:
-        near = difflib.get_close_matches(task, tasks.all_tasks, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-        raise UserError(f"lm-eval has no task {task!r}; {hint}")
+    _check_task(task, tasks.all_tasks)
     # The harness looks for the length in the top of a config; a hybrid keeps it in its backbone's.
     limits = model.config.get_text_config()
     wrapped = wrapper(
@@ -139,6 +136,13 @@ def _run(
             f"lm-eval task {task}: its data cannot be had ({error}); fetch it while online, or choose another"
         ) from error
     return found["results"]
+
+
+def _check_task(task: str, known: list[str]) -> None:
+    if task not in known:
+        near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
+        raise UserError(f"lm-eval has no task {task!r}; {hint}")
 
 
 def _harness(include_path: str | None) -> tuple[Any, Any, Any]:

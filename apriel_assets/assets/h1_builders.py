@@ -1,0 +1,217 @@
+"""What each step of progressive conversion (H1) does: layer scores, probes, checkpoints, fine-tuning, merge."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.loading import CHECKPOINT, load_checkpoint, load_teacher_model, problems_of
+from apriel_assets.assets.teacher import TRAIN_TRACES, VALIDATION_TRACES
+from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.errors import UserError
+from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.hybrid.config import MixerOptions
+from apriel_assets.recipe import MergeSection
+from apriel_assets.scoring.config import LooConfig, ProbeConfig
+from resources.artifact_store import digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from apriel_assets.distillation.batches import Traces
+    from apriel_assets.hybrid.conversion import Init
+    from apriel_assets.hybrid.model import HybridForCausalLM
+
+
+def build_layer_scores(job: Job, *, loo: LooConfig, heldout: tuple[TaskSpec, ...]) -> None:
+    """Leave-one-out importance: what the teacher loses when one layer's attention is taken out."""
+    from apriel_assets.scoring.leave_one_out import score_layers
+
+    teacher, tokenizer = load_teacher_model(job)
+    problems = problems_of(pq.read_table(job.input("traces").path / VALIDATION_TRACES))
+    rows = score_layers(teacher, tokenizer, problems, loo, tasks=heldout, progress=job.progress)
+    job.draft.tables["layer_scores"] = rows
+    # The ranking is what others read: if it comes out the same, nothing below is rebuilt.
+    job.draft.data_version = digest(ranked_layers(rows))
+
+
+def ranked_layers(rows: "pa.Table") -> list[int]:
+    """Return layers by rank, easiest to replace first, from layer scores or probes."""
+    return [row["layer"] for row in sorted(rows.to_pylist(), key=lambda row: row["rank"])]
+
+
+def next_layers(ranking: Sequence[int], replaced: Sequence[int], keep: Sequence[int], k: int) -> list[int]:
+    """Return which layers to replace so that `k` are, easiest first.
+
+    Raises:
+        UserError: fewer than `k` layers may be replaced, or a kept layer does not exist.
+    """
+    if missing := [layer for layer in keep if layer not in ranking and layer not in replaced]:
+        raise UserError(
+            f"h1.keep_attention names layers {missing}; the teacher has layers 0 to {len(ranking) - 1}"
+        )
+    free = [layer for layer in ranking if layer not in keep and layer not in replaced]
+    wanted = k - len(replaced)
+    if wanted > len(free):
+        raise UserError(
+            f"h1.schedule asks for {k} replaced layers; only {len(replaced) + len(free)} may be replaced "
+            f"({len(keep)} kept by h1.keep_attention)"
+        )
+    return free[:wanted]
+
+
+def build_probes(
+    job: Job,
+    *,
+    mixer: str,
+    init: "Init",
+    mixers: MixerOptions,
+    probe: ProbeConfig,
+    steps: int,
+    step: str,
+    previous: str,
+    keep: tuple[int, ...],
+    seed: int,
+) -> None:
+    """Dynamic importance (MMR): swap one more layer, distil a few steps, record the loss; low means easy."""
+    from apriel_assets.scoring.probes import probe_layers
+
+    teacher, tokenizer = load_teacher_model(job)
+    student = load_checkpoint(job, previous)
+    candidates = [layer for layer, name in enumerate(student.placement) if name == "fa" and layer not in keep]
+    rows = probe_layers(
+        student,
+        teacher,
+        candidates,
+        mixer,
+        _train_traces(job, tokenizer),
+        probe,
+        steps=steps,
+        step=step,
+        options=mixers,
+        init=init,
+        seed=seed,
+        progress=job.progress,
+    )
+    job.draft.tables["probes"] = rows
+    job.draft.data_version = digest(ranked_layers(rows))
+
+
+def build_checkpoint(
+    job: Job,
+    *,
+    k: int,
+    mixer: str,
+    init: "Init",
+    order: str | tuple[int, ...],
+    keep: tuple[int, ...],
+    mixers: MixerOptions,
+    distill: DistillConfig,
+    previous: str,
+    ranking: str | None,
+    seed: int,
+) -> None:
+    """The teacher with k attention layers replaced, distilled from the original teacher with reverse KL."""
+    from apriel_assets.distillation.trainer import train
+
+    teacher, tokenizer = load_teacher_model(job)
+    student = load_checkpoint(job, previous)
+    replaced = [layer for layer, name in enumerate(student.placement) if name != "fa"]
+    if isinstance(order, tuple):
+        ranked = list(order)
+    else:
+        assert ranking is not None
+        ranked = ranked_layers(job.input(ranking).table("probes" if "probes" in ranking else "layer_scores"))
+        if order == "reverse_loo":
+            ranked.reverse()
+    _check_layers(ranked, student.num_layers)
+    layers = next_layers(ranked, replaced, keep, k)
+    student.convert(layers, mixer, init=init, seed=seed, options=mixers)
+    curve = train(
+        student,
+        _train_traces(job, tokenizer),
+        distill,
+        teacher=teacher,
+        model_name=f"h{k}",
+        seed=seed,
+        resume_dir=job.work_dir,
+        progress=job.progress,
+    )
+    _record(job, student, curve, name=f"h{k}", kind="progressive", parent=previous)
+
+
+def build_sft(job: Job, *, train: DistillConfig, parent: str, seed: int) -> None:
+    """End-to-end fine-tuning of one H-k on the reference traces."""
+    from apriel_assets.distillation.trainer import train as run_training
+
+    _, tokenizer = load_teacher_model(job)
+    student = load_checkpoint(job, parent)
+    curve = run_training(
+        student,
+        _train_traces(job, tokenizer),
+        train,
+        teacher=None,
+        model_name="sft",
+        seed=seed + 1,
+        resume_dir=job.work_dir,
+        progress=job.progress,
+    )
+    _record(job, student, curve, name="sft", kind="sft", parent=parent)
+
+
+def build_merge(job: Job, *, merge: MergeSection, parent: str) -> None:
+    """Weight merge of the fine-tuned checkpoint with the one it started from."""
+    from apriel_assets.distillation.merge import merge_checkpoints
+
+    tuned, base = load_checkpoint(job, "h1/sft"), load_checkpoint(job, parent)
+    merged = merge_checkpoints(base, tuned, method=merge.method, weight=merge.weight)
+    _record(job, merged, None, name="merge", kind="merge", parent="h1/sft")
+
+
+def _train_traces(job: Job, tokenizer: Any) -> "Traces":
+    from apriel_assets.distillation.batches import Traces
+
+    problems = problems_of(pq.read_table(job.input("traces").path / TRAIN_TRACES))
+    return Traces.from_problems(problems, tokenizer)
+
+
+def _check_layers(ranked: Sequence[int], num_layers: int) -> None:
+    if unknown := sorted(set(ranked) - set(range(num_layers))):
+        raise UserError(f"h1.order names layers {unknown}; the teacher has layers 0 to {num_layers - 1}")
+
+
+def _record(
+    job: Job, model: "HybridForCausalLM", curve: "pa.Table | None", *, name: str, kind: str, parent: str
+) -> None:
+    from apriel_assets.tables.schemas import to_table
+
+    directory = job.draft.path / CHECKPOINT
+    model.save_pretrained(directory)
+    losses = curve.column("loss_nats").to_pylist() if curve else []
+    tail = losses[-max(1, len(losses) // 10) :]
+    tokens = curve.column("tokens")[-1].as_py() if curve else 0
+    before = job.input(parent).table("checkpoints").to_pylist()[0]
+    row = {
+        "model": name,
+        "kind": kind,
+        "parent": before["model"],
+        "placement": list(model.placement),
+        "num_replaced": sum(mixer != "fa" for mixer in model.placement),
+        "loss_nats": sum(tail) / len(tail) if tail else None,
+        "steps": len(losses),
+        "tokens": tokens,
+        "total_tokens": before["total_tokens"] + tokens,
+        "seconds": time.monotonic() - job.started,
+        "num_parameters": model.num_parameters(),
+        "file_bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        "path": str(Path("artifacts") / job.asset / job.address / CHECKPOINT),
+    }
+    job.draft.tables["checkpoints"] = to_table("checkpoints", [row])
+    if curve:
+        job.draft.tables["training"] = curve
+    job.draft.figures |= {
+        key: row[key] for key in ("num_replaced", "loss_nats", "tokens") if row[key] is not None
+    }
