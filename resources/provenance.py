@@ -1,5 +1,6 @@
 """Who made an artifact: code revision, library versions, device. Read once a process; never a secret or a user name."""
 
+import datetime
 import functools
 import importlib.metadata
 import platform
@@ -63,4 +64,9 @@ def peak_memory_bytes() -> int:
 
 def environment() -> dict[str, Any]:
     """Return what every provenance record holds about where it was made."""
-    return {"code": code_revision(), "libraries": library_versions(), "device": device_name()}
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "code": code_revision(),
+        "libraries": library_versions(),
+        "device": device_name(),
+    }

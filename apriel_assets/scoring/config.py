@@ -16,7 +16,7 @@ class StoreConfig:
     samples: int = 6  # completions per problem
     temperature: float = 1.0  # 0: greedy
     max_new_tokens: int = 80  # a completion that has not ended by then is cut
-    batch_size: int = 512  # sequences decoded at once
+    batch_size: int = 128  # sequences decoded at once; more was slower on CPU
     top_k_log_probs: int | None = None  # also store the k largest log-probabilities of each token; None: no
 
     def __post_init__(self) -> None:
