@@ -52,6 +52,7 @@ def load_teacher(
     model = (
         _from_files(AutoModelForCausalLM, spec, source, dtype=getattr(torch, spec.dtype)).to(device).eval()
     )
+    _forget_gguf(model)
     tokenizer = _from_files(AutoTokenizer, spec, source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -62,6 +63,18 @@ def load_teacher(
         tokenizer.pad_token = tokenizer.eos_token
     check_teacher(model, tokenizer)
     return model, tokenizer
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Make a model read from a GGUF file an ordinary one: its weights are plain by now, only marks are left.
+
+    With the marks, transformers refuses to save it, or anything made from it.
+    """
+    if getattr(model, "quantization_method", None) == "gguf":
+        for mark in ("hf_quantizer", "quantization_method"):
+            vars(model).pop(mark, None)
+        vars(model)["is_quantized"] = False
+        del model.config.quantization_config
 
 
 def check_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
