@@ -3,7 +3,8 @@
     python benchmarks/mamba_scan.py
 
 Writes benchmarks/results/mamba_scan.json. Target: at most 1/5 of the sequential scan's time at batch 16, 128
-tokens, 128 channels, 16 states. The two take turns, so that other work on the machine slows both.
+tokens, 128 channels, 16 states. The two take turns, so that other work on the machine slows both; the ratio
+of the least times is the one that such work disturbs least.
 """
 
 import argparse
@@ -72,7 +73,8 @@ def measure_shape(shape: tuple[int, int, int, int], repeats: int) -> dict[str, f
         "chunked_ms": statistics.median(chunked),
         "sequential_least_ms": min(sequential),
         "chunked_least_ms": min(chunked),
-        "chunked_over_sequential": statistics.median(chunked) / statistics.median(sequential),
+        "ratio_of_medians": statistics.median(chunked) / statistics.median(sequential),
+        "ratio_of_least": min(chunked) / min(sequential),
         "decode_step_ms": step,
     }
 
