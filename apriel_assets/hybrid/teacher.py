@@ -74,7 +74,7 @@ def _forget_gguf(model: PreTrainedModel) -> None:
         for mark in ("hf_quantizer", "quantization_method"):
             vars(model).pop(mark, None)
         vars(model)["is_quantized"] = False
-        del model.config.quantization_config
+        delattr(model.config, "quantization_config")
 
 
 def check_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -82,8 +82,7 @@ def check_teacher(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
 
     Raises:
         UserError: layers or attention of an unexpected kind, logits that are not the LM head's output, or a
-        tokenizer
-            with ids beyond the embedding; names the class.
+            tokenizer with ids beyond the embedding; names the class.
     """
     check_attention_call(find_decoder_layers(model))
     embedding = cast(nn.Embedding, model.get_input_embeddings())
