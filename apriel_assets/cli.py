@@ -155,8 +155,10 @@ def exit_codes() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the `apriel` command."""
-    # Before torch loads. Threads that spin while they wait starve each other on a machine that does anything else.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Before torch loads. Threads that spin long while they wait starve each other on a machine that does anything
+    # else; threads that sleep at once make small operations, as in decoding, several times slower (docs/log.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     with exit_codes():
         result = app(standalone_mode=False)
         if result == 130:  # typer turns Ctrl-C into this return value
