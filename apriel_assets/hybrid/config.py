@@ -57,11 +57,60 @@ class MambaConfig:
             raise UserError(f"mamba: need 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
 
 
-MixerConfig = FullAttentionConfig | SlidingWindowConfig | MambaConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatedDeltaNetConfig:
+    """Gated DeltaNet (GDN): delta rule with one decay per head, and how it starts."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    conv_size: int = 4  # tokens that the causal convolution sees, the current one included
+    # Decay at start, nats per token, log-even over the heads: exp(-rate) of the state is left after a token.
+    rate_min: float = 0.001
+    rate_max: float = 0.1
+    output_scale: float | None = 0.3  # as Mamba's
+
+    def __post_init__(self) -> None:
+        _check_delta("gdn", self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KimiDeltaConfig:
+    """Kimi Delta Attention (KDA): delta rule with one decay per key channel, and how it starts."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    conv_size: int = 4  # tokens that the causal convolution sees, the current one included
+    gate_rank: int | None = None  # width of the bottlenecks of decay and output gate; None: the head size
+    # Decay at start, nats per token, log-even over each head's key channels.
+    rate_min: float = 0.001
+    rate_max: float = 0.1
+    output_scale: float | None = 0.3  # as Mamba's
+
+    def __post_init__(self) -> None:
+        _check_delta("kda", self)
+        # Even: the bottlenecks start as pairs that cancel, so that gates are constant and yet learn at once.
+        if self.gate_rank is not None and (self.gate_rank < 2 or self.gate_rank % 2):
+            raise UserError(f"kda.gate_rank={self.gate_rank} must be even and positive, or null")
+
+
+def _check_delta(name: str, options: GatedDeltaNetConfig | KimiDeltaConfig) -> None:
+    if options.conv_size < 2:
+        raise UserError(f"{name}.conv_size={options.conv_size} must be at least 2 tokens")
+    if options.output_scale is not None and options.output_scale <= 0:
+        raise UserError(f"{name}.output_scale={options.output_scale} must be positive, or null for none")
+    if not 0 < options.rate_min <= options.rate_max:
+        raise UserError(
+            f"{name}: need 0 < rate_min <= rate_max, got {options.rate_min} and {options.rate_max}"
+        )
+
+
+MixerConfig = FullAttentionConfig | SlidingWindowConfig | GatedDeltaNetConfig | KimiDeltaConfig | MambaConfig
 
 _CONFIGS: dict[str, type[MixerConfig]] = {
     "fa": FullAttentionConfig,
     "swa": SlidingWindowConfig,
+    "gdn": GatedDeltaNetConfig,
+    "kda": KimiDeltaConfig,
     "mamba": MambaConfig,
 }
 
@@ -73,20 +122,34 @@ class MixerOptions:
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     swa: SlidingWindowConfig = field(default_factory=SlidingWindowConfig)
+    gdn: GatedDeltaNetConfig = field(default_factory=GatedDeltaNetConfig)
+    kda: KimiDeltaConfig = field(default_factory=KimiDeltaConfig)
     mamba: MambaConfig = field(default_factory=MambaConfig)
 
 
 def pick_options(options: MixerOptions | Mapping[str, Any] | None, mixer: str) -> MixerConfig:
-    """Return one mixer's options out of all; None: the defaults.
+    """Return one mixer's options out of all.
+
+    Args:
+        options: as an object, or by mixer as config objects or plain dicts; what is left out has its
+            defaults.
+        mixer: which.
 
     Raises:
-        UserError: a mixer without options, which no layer can be converted to.
+        UserError: a mixer that no layer can be converted to, or options that it does not have.
     """
-    options = MixerOptions() if options is None else options
-    picked = options.get(mixer) if isinstance(options, Mapping) else getattr(options, mixer, None)
-    if picked is None:
+    convertible = [f.name for f in fields(MixerOptions)]
+    given = options if isinstance(options, Mapping) else {}
+    if unknown := [name for name in (*given, mixer) if name not in convertible]:
+        raise UserError(f"cannot convert to {unknown[0]!r}; choose from {', '.join(convertible)}")
+    if not isinstance(options, Mapping):
+        return getattr(options or MixerOptions(), mixer)
+    picked = options.get(mixer, {})
+    if isinstance(picked, Mapping):
+        return config_from_dict(mixer, dict(picked))
+    if not isinstance(picked, _CONFIGS[mixer]):
         raise UserError(
-            f"cannot convert to {mixer!r}; choose from {', '.join(f.name for f in fields(MixerOptions))}"
+            f"options of {mixer!r} must be {_CONFIGS[mixer].__name__} or a dict, got {type(picked).__name__}"
         )
     return picked
 

@@ -7,7 +7,7 @@ import torch
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.calibration import set_output_scale
-from apriel_assets.hybrid.config import MambaConfig, MixerConfig
+from apriel_assets.hybrid.config import MixerConfig
 from apriel_assets.hybrid.conversion import Init, convert_attention
 from apriel_assets.hybrid.placement import FULL_ATTENTION
 
@@ -42,8 +42,8 @@ def add_mixers(
         )
         for layer in layers
     }
-    if isinstance(options, MambaConfig) and options.output_scale is not None:
-        set_output_scale(model, mixers, options.output_scale, calibration, seed)
+    if (scale := getattr(options, "output_scale", None)) is not None:
+        set_output_scale(model, mixers, scale, calibration, seed)
     for layer, mixer in mixers.items():
         banks[layer].add(name, mixer.train(model.training), options)
 

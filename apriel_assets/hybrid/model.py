@@ -175,7 +175,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             layers: their indices.
-            mixer: "swa" or "mamba".
+            mixer: its name; any but "fa".
             init: "mapped": start from the attention's weights; "random": start fresh.
             seed: of the fresh weights; a layer's do not depend on which others are converted with it.
             keep: keep the layers' other mixers too; False: drop those that no named placement uses.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from apriel_assets.errors import UserError
 
 FULL_ATTENTION = "fa"
-MIXERS = ("fa", "swa", "mamba")
+MIXERS = ("fa", "swa", "gdn", "kda", "mamba")
 
 Placement = tuple[str, ...]
 """One mixer name per layer, first layer first."""

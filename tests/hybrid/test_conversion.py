@@ -11,6 +11,7 @@ from apriel_assets.errors import UserError
 from apriel_assets.hybrid.config import FullAttentionConfig, MambaConfig, MixerOptions, SlidingWindowConfig
 from apriel_assets.hybrid.conversion import convert_attention
 from apriel_assets.hybrid.forward_context import ForwardContext
+from apriel_assets.hybrid.mixers.recurrent_inputs import convolve
 from apriel_assets.hybrid.model import HybridForCausalLM
 from tests.hybrid.tiny_teachers import random_ids, tiny_teacher
 
@@ -115,7 +116,7 @@ def test_gate_starts_open_and_constant():
 def test_convolution_starts_as_the_current_token():
     mixer = mapped(attention_of("llama"))
     values = torch.randn(2, 7, 64)
-    torch.testing.assert_close(mixer._convolve(values, None), functional.silu(values))
+    torch.testing.assert_close(convolve(mixer.conv, values, None), functional.silu(values))
 
 
 @pytest.mark.parametrize("init", ["mapped", "random"])
@@ -233,5 +234,5 @@ def test_norm_of_another_width_is_refused():
 
 
 def test_full_attention_is_no_target():
-    with pytest.raises(UserError, match="choose swa or mamba"):
+    with pytest.raises(UserError, match="choose another mixer"):
         convert_attention(attention_of("llama"), FullAttentionConfig(), init="mapped", seed=0)

@@ -53,5 +53,5 @@ def test_options_of_a_newer_version_are_refused():
 
 def test_pick_options_names_what_can_be_converted_to():
     assert pick_options({"mamba": MambaConfig(state_size=2)}, "mamba") == MambaConfig(state_size=2)
-    with pytest.raises(UserError, match="choose from swa, mamba"):
+    with pytest.raises(UserError, match="choose from swa, gdn, kda, mamba"):
         pick_options(None, "fa")

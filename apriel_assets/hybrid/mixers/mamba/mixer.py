@@ -6,7 +6,6 @@ x, B and C are what attention calls V, K and Q. They pass a causal depthwise con
 share them as attention's do. A head wider than the state is cut into sub-heads of the state's width.
 """
 
-import copy
 import math
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from apriel_assets.hybrid.caches import RecurrentLayer
 from apriel_assets.hybrid.config import MambaConfig
 from apriel_assets.hybrid.forward_context import ForwardContext
 from apriel_assets.hybrid.mixers.mamba.scan import choose_scan
+from apriel_assets.hybrid.mixers.recurrent_inputs import apply_norm, convolve, norm_like
 from apriel_assets.hybrid.surgery import attention_shape
 
 
@@ -55,8 +55,8 @@ class MambaMixer(nn.Module):
         self.x_proj = nn.Linear(hidden, self.kv_size, bias=bias_of("v_proj"), **like)
         self.B_proj = nn.Linear(hidden, self.kv_size, bias=bias_of("k_proj"), **like)
         self.C_proj = nn.Linear(hidden, self.inner_size, bias=bias_of("q_proj"), **like)
-        self.B_norm = _norm_like(attention, "k_norm", self.kv_size, head)
-        self.C_norm = _norm_like(attention, "q_norm", self.inner_size, head)
+        self.B_norm = norm_like(attention, "k_norm", self.kv_size, head)
+        self.C_norm = norm_like(attention, "q_norm", self.inner_size, head)
         self.z_proj = nn.Linear(hidden, self.inner_size, **like)
         self.dt_in_proj = nn.Linear(hidden, dt_rank, bias=False, **like)
         self.dt_proj = nn.Linear(dt_rank, self.inner_size, **like)
@@ -83,8 +83,8 @@ class MambaMixer(nn.Module):
     ) -> torch.Tensor:
         seq_len = hidden_states.shape[1]
         B, C = (
-            self._normed(self.B_norm, self.B_proj(hidden_states)),
-            self._normed(self.C_norm, self.C_proj(hidden_states)),
+            apply_norm(self.B_norm, self.B_proj(hidden_states)),
+            apply_norm(self.C_norm, self.C_proj(hidden_states)),
         )
         conv_input = torch.cat([self.x_proj(hidden_states), B, C], dim=-1)
         dt = functional.softplus(self.dt_proj(self.dt_in_proj(hidden_states)).float())
@@ -94,7 +94,7 @@ class MambaMixer(nn.Module):
             conv_input = conv_input.masked_fill(mask[..., None] == 0, 0)
             dt = dt.masked_fill(mask[..., None] == 0, 0)
         initial = state.recurrent_states[0] if state is not None and state.has_previous_state[0] else None
-        x, B, C = self._convolve(conv_input, state).split(
+        x, B, C = convolve(self.conv, conv_input, state).split(
             [self.kv_size, self.kv_size, self.inner_size], dim=-1
         )
         x, B = self._to_query_heads(x).flatten(2), self._to_query_heads(B)
@@ -105,22 +105,6 @@ class MambaMixer(nn.Module):
             state.advance(seq_len)
         return self.out_proj((y + self.D * x) * functional.silu(self.z_proj(hidden_states)))
 
-    def _normed(self, norm: nn.Module | None, values: torch.Tensor) -> torch.Tensor:
-        """Apply a QK-norm to `[batch, seq, size]`: whole or head by head, as its weight says."""
-        if norm is None:
-            return values
-        return norm(values.unflatten(-1, (-1, cast(torch.Tensor, norm.weight).numel()))).flatten(-2)
-
-    def _convolve(self, values: torch.Tensor, state: RecurrentLayer | None) -> torch.Tensor:
-        """Return SiLU of the causal convolution, `[batch, seq, channels]`, going on from cached tokens."""
-        seq_len, history = values.shape[1], self.options.conv_size - 1
-        values = values.transpose(1, 2)
-        if state is not None:
-            values = state.update_conv_state(values, conv_kernel_size=history)
-        # A first pass comes back without a past, or with zeros for part of it.
-        values = functional.pad(values, (seq_len + history - values.shape[-1], 0))
-        return functional.silu(self.conv(values)).transpose(1, 2)
-
     def _to_query_heads(self, values: torch.Tensor) -> torch.Tensor:
         """Repeat key-value heads for their query heads: `[batch, seq, query heads, head size]`."""
         heads = values.unflatten(-1, (self.shape.num_kv_heads, self.shape.head_size))
@@ -129,20 +113,3 @@ class MambaMixer(nn.Module):
     def _sub_heads(self, values: torch.Tensor) -> torch.Tensor:
         """Cut query heads to the state's width: `[batch, seq, sub-heads, state]`."""
         return values.flatten(2).unflatten(-1, (-1, self.state_size))
-
-
-def _norm_like(attention: nn.Module, name: str, size: int, head_size: int) -> nn.Module | None:
-    """Return a copy of an attention's QK-norm, or None where it has none.
-
-    Raises:
-        UserError: a norm over something else than a head or the whole projection.
-    """
-    norm = getattr(attention, name, None)
-    if norm is None:
-        return None
-    weight = getattr(norm, "weight", None)
-    if weight is None or weight.numel() not in (size, head_size):
-        raise UserError(
-            f"{type(attention).__name__}.{name} normalises neither a head ({head_size}) nor all ({size})"
-        )
-    return copy.deepcopy(norm)
