@@ -9,10 +9,9 @@ only this order is known before anything is scored; nothing is assumed about whi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from json import dumps
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +23,8 @@ from apriel_assets.search.costs import CostTable
 _ROUNDING = 1e-9  # costs are sums of a few floats; a budget of exactly an allocation's cost admits it
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Allocation:
-    """How many layers have which mixer, and what that costs."""
+class Allocation(NamedTuple):
+    """How many layers have which mixer, and what that costs. A tuple: there can be hundreds of thousands."""
 
     counts: Mapping[str, int]  # mixers of the supernet, zeros included
     cost: float  # all-FA = 1
@@ -70,7 +68,7 @@ def enumerate_allocations(
     order = np.lexsort((*(-counts.T[::-1]), -full))
     rows, prices, flags = counts[order].tolist(), cost[order].tolist(), pareto[order].tolist()
     return [
-        Allocation(counts=dict(zip(mixers, row, strict=True)), cost=price, pareto=flag)
+        Allocation(dict(zip(mixers, row, strict=True)), price, flag)
         for row, price, flag in zip(rows, prices, flags, strict=True)
     ]
 
