@@ -1,25 +1,33 @@
 """What training and scoring ask of a causal LM, be it a hybrid or a plain transformers model."""
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def final_hidden_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+class CausalLM(Protocol):
+    """A transformers model, or what stands for one: also has `final_hidden_states` or a `base_model`."""
+
+    def get_input_embeddings(self) -> nn.Module: ...
+
+    def get_output_embeddings(self) -> Any: ...
+
+
+def final_hidden_states(model: CausalLM, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`."""
     if hasattr(model, "final_hidden_states"):
         return cast(Any, model).final_hidden_states(input_ids, attention_mask)
-    base: Any = model.base_model
+    base = cast(Any, model).base_model
     return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
-def lm_head(model: PreTrainedModel) -> nn.Linear:
+def lm_head(model: CausalLM) -> nn.Linear:
     """Return the output embeddings."""
     return cast(nn.Linear, model.get_output_embeddings())
 
 
-def num_embeddings(model: PreTrainedModel) -> int:
+def num_embeddings(model: CausalLM) -> int:
     """Return the number of token ids that the model can read."""
     return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
 

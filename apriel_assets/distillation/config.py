@@ -1,14 +1,17 @@
 """What determines a distilled student's weights, given student, teacher, traces and seed. No torch here."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.placement import MIXERS
 
 Loss = Literal["reverse_kl", "forward_kl", "cross_entropy"]
 Optimizer = Literal["muon", "adamw"]
 Decay = Literal["linear", "cosine", "constant"]
 Overlong = Literal["refuse", "truncate"]
+Sampling = Literal["uniform", "weighted", "allocations", "layouts"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,71 @@ class DistillConfig:
             self.temperature,
             "1 with loss cross_entropy (there is no teacher to soften)",
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayoutConfig:
+    """One placement that a supernet trains in a share of its steps."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 (read by pydantic, never mutated)
+
+    placement: tuple[str, ...]  # one mixer per layer, first layer first
+    probability: float = 1.0  # relative to the other layouts'; they need not add up to 1
+
+    def __post_init__(self) -> None:
+        _require_weight("layouts.probability", self.probability)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupernetConfig(DistillConfig):
+    """Training of a supernet: every step samples one mixer per layer and distils that placement.
+
+    The sampled placement is a function of (seed, step) alone, see `sampling.py`.
+    """
+
+    trains: Literal["all", "mixers"] = "mixers"  # mixers: all-FA stays the teacher, bit for bit
+    sampling: Sampling = "uniform"
+    # weighted: relative chance of a mixer wherever a layer holds it; a mixer not named weighs 1.
+    weights: dict[str, float] = field(default_factory=dict)
+    layouts: tuple[LayoutConfig, ...] = ()  # layouts: the placements to choose from
+    # Weight of the second loss, the squared error of each sampled mixer's output over full attention's.
+    mixer_matching: float = 0.0
+    probe_every: int = 50  # steps between points of the curves; start and end always have one
+    random_probes: int = 3  # probe placements with random mixers, beside one of each mixer alone
+    probe_traces: int = 16  # held-out traces that the curves are measured on
+
+    def __post_init__(self) -> None:
+        DistillConfig.__post_init__(self)  # super() is lost where slots rebuild the class
+        _require(self.loss != "cross_entropy", "loss", self.loss, "reverse_kl or forward_kl for a supernet")
+        for name in ("probe_every", "probe_traces"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
+        _require(self.random_probes >= 0, "random_probes", self.random_probes, "an integer >= 0")
+        matching = self.mixer_matching
+        _require(0 <= matching < math.inf, "mixer_matching", matching, "a number >= 0, where 0 is off")
+        for given, wanted in (("weights", "weighted"), ("layouts", "layouts")):
+            fits = bool(getattr(self, given)) == (self.sampling == wanted)
+            _require(fits, "sampling", self.sampling, f"{wanted} together with {given}, or neither")
+        for mixer, weight in self.weights.items():
+            _require(mixer in MIXERS, "weights", mixer, f"weights of {', '.join(MIXERS)}")
+            _require_weight(f"weights.{mixer}", weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatryoshkaTrainConfig(DistillConfig):
+    """Further training of a matryoshka: every step samples one of its named placements."""
+
+    loss: Loss = "cross_entropy"
+    # Relative share of the steps by placement name; one not named weighs 1, and 0 leaves one out.
+    placement_weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        DistillConfig.__post_init__(self)
+        for name, weight in self.placement_weights.items():
+            _require_weight(f"placement_weights.{name}", weight)
+
+
+def _require_weight(name: str, value: float) -> None:
+    _require(0 <= value < math.inf, name, value, "a number >= 0")
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:

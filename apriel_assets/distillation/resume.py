@@ -8,7 +8,7 @@ removed after.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def save_state(
     directory: Path,
     student: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    rows: pa.Table,
+    tables: Mapping[str, pa.Table],
     *,
     step: int,
     identity: dict[str, Any],
@@ -38,6 +38,7 @@ def save_state(
 
     Args:
         directory: of this run's states; made if missing.
+        tables: the rows so far, by table name.
         identity: what the run is made of (config, seed, traces); a resume must match it.
         is_writer: one process of a distributed run writes; the others only help to gather.
     """
@@ -54,7 +55,8 @@ def save_state(
     draft.mkdir(parents=True)
     save_file(weights, draft / "student.safetensors")
     save_file(states, draft / "optimizer.safetensors")
-    pq.write_table(rows, draft / "training.parquet")
+    for name, table in tables.items():
+        pq.write_table(table, draft / f"{name}.parquet")
     (draft / "state.json").write_text(json.dumps({"step": step, "identity": identity}, indent=1))
     for path in (*draft.iterdir(), draft):
         _flush(path)
@@ -73,11 +75,11 @@ def load_state(
     optimizers: Sequence[torch.optim.Optimizer],
     *,
     identity: dict[str, Any],
-) -> tuple[int, pa.Table] | None:
+) -> tuple[int, dict[str, pa.Table]] | None:
     """Load the newest state into student, optimisers and random number generators.
 
     Returns:
-        The number of finished steps and the `training` rows so far; None if there is no state.
+        The number of finished steps and the tables so far, by name; None if there is no state.
 
     Raises:
         UserError: the state belongs to another run.
@@ -104,7 +106,7 @@ def load_state(
     if "rng.cuda" in saved:
         torch.cuda.set_rng_state(saved.pop("rng.cuda"))
     _load_optimizers(student, optimizers, saved)
-    return header["step"], pq.read_table(newest / "training.parquet")
+    return header["step"], {path.stem: pq.read_table(path) for path in newest.glob("*.parquet")}
 
 
 def _tensors(student: nn.Module) -> dict[str, Tensor]:

@@ -5,31 +5,48 @@ tokens of the whole batch, however it is split over micro-batches and processes.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from apriel_assets.distillation.batch_loss import BatchLoss
 from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
-from apriel_assets.distillation.causal_lm import final_hidden_states, lm_head, num_embeddings
+from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddings
 from apriel_assets.distillation.config import DistillConfig
-from apriel_assets.distillation.losses import TeacherHead, check_vocabularies, token_loss
+from apriel_assets.distillation.losses import check_vocabularies
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
 from apriel_assets.distillation.resume import load_state, save_state
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement
 from apriel_assets.progress import Progress, silent
 from apriel_assets.tables.schemas import to_table
 
 logger = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Measures something while a model trains; its rows are saved and resumed with the run."""
+
+    def after(self, step: int) -> None:
+        """Called before the first step with 0, then after each with the number of finished ones."""
+        ...
+
+    def table(self) -> pa.Table: ...
+
+    def restore(self, table: pa.Table) -> None: ...
 
 
 def train(
@@ -37,9 +54,12 @@ def train(
     traces: Traces,
     config: DistillConfig,
     *,
-    teacher: PreTrainedModel | None = None,
+    teacher: CausalLM | None = None,
     model_name: str = "student",
     seed: int,
+    placements: Callable[[int], Placement] | None = None,
+    mixer_matching: float = 0.0,
+    recorder: Recorder | None = None,
     resume_dir: Path | None = None,
     progress: Progress = silent,
 ) -> pa.Table:
@@ -49,6 +69,11 @@ def train(
         student: a hybrid, or any causal LM whose logits are its output embeddings of its last hidden states.
         teacher: the frozen model that the divergences compare with; None only for cross entropy.
         model_name: fills the rows' `model` column.
+        placements: gives each step's placement (steps from 0) of a hybrid that holds several mixers; what a
+            step does not run does not move. The active placement is restored. None: it is what trains.
+        mixer_matching: weight of the active mixers' output error, see `mixer_outputs.py`; not in the rows'
+            loss.
+        recorder: measures along the way.
         resume_dir: keeps the newest state. A run that stopped goes on from there and ends with the very
             weights of
             a run that did not (on CPU, bit for bit). None: nothing is kept.
@@ -63,70 +88,49 @@ def train(
     traces = traces.limited(config.max_tokens, config.overlong)
     traces.check_vocabulary(num_embeddings(student))
     requires_grad = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
-    was_training = student.training
+    was_training, active = student.training, getattr(student, "placement", None)
     try:
         with torch.random.fork_rng():
-            run = _Run(student, traces, config, teacher=teacher, seed=seed, model_name=model_name)
+            loss = BatchLoss(student, teacher, config, mixer_matching)
+            run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
             return run.train(resume_dir, progress)
     finally:
+        if placements is not None:
+            cast(Any, student).set_placement(active)
         student.train(was_training)
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(requires_grad[name])
             parameter.grad = None
 
 
-class _BatchLoss(nn.Module):
-    """The loss of one micro-batch as a module: a distributed wrapper hooks into `forward`."""
-
-    def __init__(
-        self, student: PreTrainedModel, teacher: PreTrainedModel | None, config: DistillConfig
-    ) -> None:
-        super().__init__()
-        self.student = student
-        # In a tuple, so that it is no submodule: it is neither wrapped, saved, nor switched to training mode.
-        self._teacher = (teacher,)
-        self._config = config
-
-    def forward(self, batch: Batch, num_tokens: int) -> Tensor:
-        reference = None
-        if (teacher := self._teacher[0]) is not None:
-            with torch.no_grad():
-                hidden = final_hidden_states(teacher, batch.input_ids, batch.attention_mask)
-            reference = TeacherHead(hidden, lm_head(teacher))
-        return token_loss(
-            final_hidden_states(self.student, batch.input_ids, batch.attention_mask),
-            lm_head(self.student),
-            batch.mask,
-            loss=self._config.loss,
-            teacher=reference,
-            targets=batch.targets,
-            temperature=self._config.temperature,
-            num_tokens=num_tokens,
-        )
-
-
 class _Run:
     def __init__(
         self,
-        student: PreTrainedModel,
+        loss: BatchLoss,
         traces: Traces,
         config: DistillConfig,
+        placements: Callable[[int], Placement] | None,
+        recorder: Recorder | None,
         *,
-        teacher: PreTrainedModel | None,
         seed: int,
         model_name: str,
     ) -> None:
-        self.accelerator = Accelerator()
+        # A step's placement leaves the other mixers without a gradient, for which processes must not wait.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=placements is not None)
+        self.accelerator = Accelerator(kwargs_handlers=[unused])
+        student, teacher = loss.student, loss.teacher
         self.student, self.traces, self.config = student, traces, config
+        self.placements, self.recorder = placements, recorder
         self.model_name, self.seed = model_name, seed
         if teacher is not None:
             check_vocabularies(lm_head(student), lm_head(teacher))
             traces.check_vocabulary(num_embeddings(teacher))
-            teacher = teacher.to(self.accelerator.device).eval()
+            if isinstance(teacher, nn.Module):
+                teacher.to(self.accelerator.device).eval()
         self.order = BatchOrder(traces.lengths(), config.batch_size, seed)
         torch.manual_seed(seed)
         choose_trained(student, config.trains)
-        loss = _BatchLoss(student, teacher, config).to(self.accelerator.device).train()
+        loss.to(self.accelerator.device).train()
         self.loss, *self.optimizers = self.accelerator.prepare(loss, *make_optimizers(student, config))
         self.peak_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
 
@@ -135,25 +139,29 @@ class _Run:
         bare = [optimizer.optimizer for optimizer in self.optimizers]
         identity = self._identity()
         done = load_state(resume_dir, self.student, bare, identity=identity) if resume_dir else None
-        start, earlier = done if done else (0, to_table("training", []))
+        start, tables = done if done else (0, {})
+        earlier = tables.get("training", to_table("training", []))
+        if self.recorder:
+            self.recorder.restore(tables["recorded"]) if start else self.recorder.after(0)
         rows: list[dict] = []
         tokens = earlier.column("tokens")[-1].as_py() if start else 0
         for step in range(start, self.config.steps):
+            if self.placements:
+                cast(Any, self.student).set_placement(self.placements(step))
             rows.append(self._step(step, tokens))
             tokens = rows[-1]["tokens"]
             finished = step + 1
+            if self.recorder:
+                self.recorder.after(finished)
             if resume_dir and (finished % self.config.save_every == 0 or finished == self.config.steps):
-                table = pa.concat_tables([earlier, to_table("training", rows)])
+                tables = {"training": pa.concat_tables([earlier, to_table("training", rows)])}
+                if self.recorder:
+                    tables["recorded"] = self.recorder.table()
                 is_writer = self.accelerator.is_main_process
                 save_state(
-                    resume_dir,
-                    self.student,
-                    bare,
-                    table,
-                    step=finished,
-                    identity=identity,
-                    is_writer=is_writer,
-                )
+                    resume_dir, self.student, bare, tables,
+                    step=finished, identity=identity, is_writer=is_writer,
+                )  # fmt: skip
             progress(
                 finished,
                 self.config.steps,
@@ -193,15 +201,23 @@ class _Run:
         accelerator = self.accelerator
         batches = list(self._micro_batches(indices))
         total = torch.zeros((), device=accelerator.device)
+        learns = self._learns()
         for position, batch in enumerate(batches):
             last = position == len(batches) - 1
-            with torch.enable_grad(), nullcontext() if last else accelerator.no_sync(self.loss):
-                loss = self.loss(batch.to(accelerator.device), num_tokens)
+            with torch.set_grad_enabled(learns), nullcontext() if last else accelerator.no_sync(self.loss):
+                loss, minimised = self.loss(batch.to(accelerator.device), num_tokens)
                 # Wrappers average gradients over processes; the normaliser already counts every process's
                 # tokens.
-                accelerator.backward(loss * accelerator.num_processes)
+                if learns:
+                    accelerator.backward(minimised * accelerator.num_processes)
             total += loss.detach()
         return float(cast(Tensor, accelerator.reduce(total)))
+
+    def _learns(self) -> bool:
+        """Tell whether the active placement runs anything that trains: all-FA does not if only mixers do."""
+        if self.placements is None or self.config.trains == "all":
+            return True
+        return any(mixer != FULL_ATTENTION for mixer in cast(Any, self.student).placement)
 
     def _micro_batches(self, indices: list[int]) -> Iterator[Batch]:
         """Yield this process's part of the batch, in parts of similar length."""
@@ -234,4 +250,8 @@ class _Run:
         shapes = {name: list(parameter.shape) for name, parameter in self.student.named_parameters()}
         config = dataclasses.asdict(self.config)
         del config["save_every"]  # when states are saved does not change them
-        return {"config": config, "seed": self.seed, "traces": self.traces.digest(), "student": shapes}
+        identity = {"config": config, "seed": self.seed, "traces": self.traces.digest(), "student": shapes}
+        if self.placements is None:
+            return identity
+        sampled = [self.placements(step) for step in range(self.config.steps)]
+        return identity | {"placements": hashlib.sha256(json.dumps(sampled).encode()).hexdigest()}

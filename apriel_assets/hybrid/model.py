@@ -65,6 +65,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             options = config.mixer_options(index)
             mixers = {name: build_mixer(attention, value) for name, value in options.items()}
             layer.self_attn = MixerBank(index, mixers, options)
+        self.set_placement(cast(Any, config.placement))  # a name, where from_pretrained was given one
         self.post_init()
 
     @classmethod
@@ -102,7 +103,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def num_layers(self) -> int:
-        return len(self.config.placement)
+        return len(self.config.mixers)
 
     @property
     def lm_head(self) -> nn.Module:
@@ -136,9 +137,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if isinstance(placement, str):
             if placement not in self.placements:
-                raise UserError(
-                    f"no placement {placement!r}; named ones: {', '.join(self.placements) or 'none'}"
-                )
+                raise UserError(f"no placement {placement!r}; named: {', '.join(self.placements) or 'none'}")
             placement = self.placements[placement]
         self.config.placement = list(check_placement(placement, self.num_layers, self.mixers))
 
@@ -284,10 +283,10 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote; `placement=` makes another one active, as `set_placement` does.
 
         Raises:
-            UserError: weights are missing, unexpected or of the wrong shape.
+            UserError: weights are missing, unexpected or of the wrong shape; no such placement.
         """
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to refuse them by name

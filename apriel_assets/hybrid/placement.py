@@ -36,7 +36,10 @@ def check_placement(
             raise UserError(f"layer {layer}: unknown mixer {mixer!r}; known: {', '.join(MIXERS)}")
         if available is not None and mixer not in available[layer]:
             held = ", ".join(available[layer])
-            raise UserError(f"layer {layer} holds no {mixer!r}, only {held}; convert the layer first")
+            raise UserError(
+                f"layer {layer} holds no {mixer!r}, only {held}: it was pruned away or never added; "
+                "choose another placement or convert the layer first"
+            )
     return placement
 
 

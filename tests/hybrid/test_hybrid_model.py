@@ -140,7 +140,7 @@ def test_named_placements_keep_their_mixers(model):
     [
         (("fa", "fa"), "2 mixers for 3 layers"),
         (("fa", "mamba", "fa"), "layer 1 holds no 'mamba', only fa"),
-        ("turbo", "no placement 'turbo'; named ones: none"),
+        ("turbo", "no placement 'turbo'; named: none"),
     ],
 )
 def test_placements_the_model_cannot_run_are_refused(model, placement, message):
