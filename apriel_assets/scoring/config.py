@@ -5,6 +5,10 @@ from typing import ClassVar, Literal
 
 from apriel_assets.errors import UserError
 
+EstimatorName = Literal[
+    "ois", "ois_clipped", "snis", "ess", "reverse_kl", "log_q", "exact_match", "token_match"
+]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoreConfig:
@@ -70,3 +74,33 @@ class ProbeConfig:
                 raise UserError(f"probe.{name}={getattr(self, name)} must be positive")
         if self.tail_fraction > 1:
             raise UserError(f"probe.tail_fraction={self.tail_fraction} must be at most 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimatorConfig:
+    """How a placement is scored on the teacher's stored completions. All estimators are always computed."""
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
+
+    estimator: EstimatorName = "ois"  # the one that ranks
+    ess_floor: float = 0.1  # snis ranks only placements whose ESS is at least this share of the completions
+    clip: float = 10.0  # largest weight in ois_clipped
+    problems: int | None = None  # of the store, spread evenly; None: all
+    batch_size: int = 64  # completions at once
+    confidence: float = 0.95  # of the bootstrap intervals
+    resamples: int = 1000  # bootstrap resamples of problems
+    tolerance_nats: float = 0.02  # mean difference per token between stored and recomputed teacher log-probs
+
+    def __post_init__(self) -> None:
+        if self.problems is not None and self.problems < 1:
+            raise UserError(f"problems={self.problems} must be at least 1, or null for all")
+        for name in ("batch_size", "resamples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("clip", "tolerance_nats"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"{name}={getattr(self, name)} must be positive and finite")
+        if not 0 <= self.ess_floor <= 1:
+            raise UserError(f"ess_floor={self.ess_floor} is a share of the completions; give 0 to 1")
+        if not 0 < self.confidence < 1:
+            raise UserError(f"confidence={self.confidence} must lie between 0 and 1, e.g. 0.95")
