@@ -5,7 +5,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from apriel_assets.hybrid.caches import WindowLayer
-from tests.hybrid.test_mixers_with_cache import OPTIONS, PLACEMENTS, TOLERANCE, hybrid
+from tests.hybrid.test_mixers_with_cache import OPTIONS, PLACEMENTS, RECURRENT, TOLERANCE, hybrid
 from tests.hybrid.tiny_teachers import random_ids, tiny_teacher
 
 NUM_NEW = 12
@@ -102,7 +102,7 @@ def test_crop_of_attention_layers_is_exact(placement, prompt):
     )
 
 
-@pytest.mark.parametrize("placement", [p for p in PLACEMENTS.values() if "mamba" in p])
+@pytest.mark.parametrize("placement", [p for p in PLACEMENTS.values() if set(p) & set(RECURRENT)])
 @torch.no_grad()
 def test_crop_of_recurrent_layers_refuses_and_leaves_every_layer_as_it_was(placement):
     model, ids = hybrid(placement), random_ids(1, 14)

@@ -19,6 +19,9 @@ def supernet(kind="llama"):
     model = HybridForCausalLM.from_teacher(tiny_teacher(kind))
     model.name_placement("safe")
     model.convert([0], "mamba", options=OPTIONS)
+    model.convert([2], "kda", options=OPTIONS, keep=True)
+    model.convert([2], "gdn", options=OPTIONS, keep=True)
+    model.set_placement(("mamba", "fa", "fa"))
     model.convert([1], "swa", options=OPTIONS, keep=True)
     return model
 

@@ -9,25 +9,28 @@ from tests.hybrid.tiny_teachers import random_ids, tiny_teacher
 
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.bfloat16: {"rtol": 5e-2, "atol": 5e-2}}
 OPTIONS = MixerOptions(swa=SlidingWindowConfig(window=8), mamba=MambaConfig(state_size=4))
+RECURRENT = ("gdn", "kda", "mamba")
 
 PLACEMENTS = {
     "fa": ("fa", "fa", "fa"),
     "swa": ("swa", "swa", "swa"),
     "mamba": ("mamba", "mamba", "mamba"),
+    "gdn": ("gdn", "gdn", "gdn"),
+    "kda": ("kda", "kda", "kda"),
     "recurrent first": ("mamba", "swa", "fa"),
-    "window first": ("swa", "fa", "mamba"),
+    "window first": ("swa", "fa", "gdn"),
 }
 
 
 def hybrid(placement, kind="llama", dtype=torch.float32, attention="sdpa"):
     model = HybridForCausalLM.from_teacher(tiny_teacher(kind, attention).to(dtype))
-    for mixer in ("swa", "mamba"):
+    for mixer in ("swa", "gdn", "kda", "mamba"):
         model.convert([i for i, name in enumerate(placement) if name == mixer], mixer, options=OPTIONS)
     assert model.placement == placement
     with torch.no_grad():  # a convolution and gate at their start would hide mistakes
         generator = torch.Generator().manual_seed(3)
         for name, parameter in model.named_parameters():
-            if ".mamba." in name:
+            if any(f".{mixer}." in name for mixer in RECURRENT):
                 parameter.add_((0.1 * torch.randn(parameter.shape, generator=generator)).to(dtype))
     return model
 
@@ -109,9 +112,10 @@ def test_later_tokens_do_not_change_earlier_ones(placement):
     )
 
 
+@pytest.mark.parametrize("mixer", RECURRENT)
 @torch.no_grad()
-def test_recurrent_state_is_fp32_in_a_bf16_model():
-    model = hybrid(PLACEMENTS["mamba"], dtype=torch.bfloat16)
+def test_recurrent_state_is_fp32_in_a_bf16_model(mixer):
+    model = hybrid(PLACEMENTS[mixer], dtype=torch.bfloat16)
     cache = model(random_ids(1, 5)).past_key_values
     assert {layer.recurrent_states[0].dtype for layer in cache.layers} == {torch.float32}
     assert {layer.conv_states[0].dtype for layer in cache.layers} == {torch.bfloat16}

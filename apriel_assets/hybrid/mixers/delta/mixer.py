@@ -106,7 +106,7 @@ class _DeltaMixer(nn.Module):
         heads = convolve(self.conv, conv_input, state).unflatten(-1, (3, self.shape.num_heads, -1))
         q, k, v = heads.unbind(-3)
         q, k = _l2_normalise(q) * self.shape.head_size**-0.5, _l2_normalise(k)
-        rule = choose_rule(q.device, seq_len, per_channel=log_decay.shape[-1] > 1)
+        rule = choose_rule(v.device, v.dtype, seq_len)
         o, final = rule(q, k, v, log_decay, beta, initial)
         if state is not None:
             state.update_recurrent_state(final)

@@ -1,15 +1,80 @@
 """Which implementation of the gated delta rule runs. All take and return the same."""
 
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
-from apriel_assets.hybrid.mixers.delta.reference import delta_rule_reference
+from apriel_assets.hybrid.mixers.delta.chunked import delta_rule_chunked
 
 Rule = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def choose_rule(device: torch.device, seq_len: int, per_channel: bool) -> Rule:
-    """Return the fastest rule for this device, length and kind of decay: the one place that decides."""
-    del device, seq_len, per_channel
-    return delta_rule_reference
+def choose_rule(device: torch.device, dtype: torch.dtype, seq_len: int) -> Rule:
+    """Return the fastest rule for this device, dtype of the values and length: the one place that decides."""
+    # flash-linear-attention's chunked kernels refuse fp32.
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and _fla_installed():
+        return delta_rule_fla
+    return delta_rule_step if seq_len == 1 else delta_rule_chunked
+
+
+def delta_rule_step(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`delta_rule_reference` for one token: a handful of operations, for decoding."""
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    q_t, k_t, v_t, a_t, b_t = (
+        values.to(dtype).transpose(1, 2) for values in (q, k, v, log_decay, beta[..., None])
+    )
+    if initial_state is None:
+        state = (b_t * k_t).mT @ v_t
+    else:
+        kept = a_t.mT.exp() * initial_state.to(dtype)
+        state = kept + (b_t * k_t).mT @ (v_t - k_t @ kept)
+    return (q_t @ state).transpose(1, 2).to(v.dtype), state
+
+
+def delta_rule_fla(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`delta_rule_reference` by flash-linear-attention's GPU kernels."""
+    from fla.ops import gated_delta_rule, kda  # pyright: ignore[reportMissingImports]
+
+    # Their recurrent kernels have no backward pass.
+    stepping = v.shape[1] == 1 and not torch.is_grad_enabled()
+    if log_decay.shape[-1] > 1:
+        kernel = kda.fused_recurrent_kda if stepping else kda.chunk_kda
+    else:
+        kernel = (
+            gated_delta_rule.fused_recurrent_gated_delta_rule
+            if stepping
+            else gated_delta_rule.chunk_gated_delta_rule
+        )
+        log_decay = log_decay.squeeze(-1)
+    o, state = kernel(
+        q=q.to(v.dtype),
+        k=k.to(v.dtype),
+        v=v,
+        g=log_decay.float(),
+        beta=beta.to(v.dtype),
+        scale=1.0,
+        initial_state=None if initial_state is None else initial_state.float(),
+        output_final_state=True,
+    )
+    return o, state
+
+
+@cache
+def _fla_installed() -> bool:
+    return find_spec("fla") is not None
