@@ -158,23 +158,27 @@ def audit_rows(
             f"an audit needs at least 3 placements, scored and generated; got {len(scores)} and {len(generated)}"
         )
     accuracy = np.array([own.accuracy for own in generated])
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(accuracy), size=(_RESAMPLES, len(accuracy)))
+    # Row 0 is the placements themselves.
+    draws = np.random.default_rng(seed).integers(len(accuracy), size=(_RESAMPLES, len(accuracy)))
+    draws = np.concatenate([np.arange(len(accuracy))[None], draws])
+    accuracy_ranks = average_ranks(accuracy[draws])
+    tail = 50 * (1 - confidence)
     rows = []
     for name in get_args(EstimatorName):
         estimates = np.array([score.estimate(name) for score in scores])
-        low, high = _spearman_interval(estimates, accuracy, draws, confidence)
-        rows.append(
-            {
-                "estimator": name,
-                "pearson": correlation(estimates, accuracy),
-                "spearman": correlation(average_ranks(estimates), average_ranks(accuracy)),
-                "spearman_low": low,
-                "spearman_high": high,
-                "bias": float((estimates - accuracy).mean()) if name in _ACCURACY_ESTIMATORS else None,
-                "num_placements": len(accuracy),
-            }
+        spearman = correlation(average_ranks(estimates[draws]), accuracy_ranks)
+        low, high = (
+            np.nanpercentile(spearman, [tail, 100 - tail]) if np.isfinite(spearman[0]) else (np.nan,) * 2
         )
+        figures = {
+            "pearson": correlation(estimates, accuracy),
+            "spearman": spearman[0],
+            "spearman_low": low,
+            "spearman_high": high,
+            "bias": (estimates - accuracy).mean() if name in _ACCURACY_ESTIMATORS else np.nan,
+        }
+        known = {key: float(value) if np.isfinite(value) else None for key, value in figures.items()}
+        rows.append({"estimator": name, **known, "num_placements": len(accuracy)})
     return to_table("audit", rows)
 
 
@@ -196,33 +200,20 @@ def audit_points(scores: Sequence[PlacementScore], generated: Sequence[Generated
     return to_table("audit_points", rows)
 
 
-def correlation(first: Array, second: Array) -> float | None:
-    """Return Pearson's correlation, None where one side is constant."""
-    a, b = first - first.mean(), second - second.mean()
-    size = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / size if np.ptp(first) and np.ptp(second) and size else None
+def correlation(first: Array, second: Array) -> Array:
+    """Return Pearson's correlation of two `[..., n]`, `[...]`; NaN where one side is constant."""
+    a = first - first.mean(-1, keepdims=True)
+    b = second - second.mean(-1, keepdims=True)
+    constant = (np.ptp(first, axis=-1) == 0) | (np.ptp(second, axis=-1) == 0)
+    size = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.where(constant, np.nan, (a * b).sum(-1) / np.where(constant | (size == 0), 1, size))
 
 
 def average_ranks(values: Array) -> Array:
-    """Return ranks from 0; equal values share the mean of theirs."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts) - 1
-    return (last - (counts - 1) / 2)[index]
-
-
-def _spearman_interval(
-    estimates: Array, accuracy: Array, draws: np.ndarray, confidence: float
-) -> tuple[float | None, float | None]:
-    found = [
-        value
-        for rows in draws
-        if (value := correlation(average_ranks(estimates[rows]), average_ranks(accuracy[rows]))) is not None
-    ]
-    if not found:
-        return None, None
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(found, [tail, 100 - tail])
-    return float(low), float(high)
+    """Return ranks from 0 within the last axis of `[..., n]`; equal values share the mean of theirs."""
+    less = (values[..., None, :] < values[..., :, None]).sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
+    return less + (equal - 1) / 2
 
 
 def _replaced(

@@ -8,10 +8,10 @@ teacher's pass and the student's pass below their layer, and memory holds one ba
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -50,7 +50,7 @@ def probe_layers(
     *,
     steps: int,
     step: str,
-    options: MixerOptions | None = None,
+    options: MixerOptions | Mapping[str, Any] | None = None,
     init: Init = "mapped",
     seed: int = 0,
     progress: Progress = silent,
