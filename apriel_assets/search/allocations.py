@@ -46,10 +46,12 @@ def enumerate_allocations(
         config: slack, least and most layers, pinned layers; `pareto` only filters what a search uses, not this list.
 
     Raises:
-        UserError: nothing is admitted; names the cheapest possible cost. Or a mixer that no layer holds.
+        UserError: nothing is admitted; names the cheapest possible cost. Or a mixer that no layer holds, or that
+            has no cost.
     """
     config = config or AllocationConfig()
     layers = pinned_layers(available, config)
+    costs.require(sorted({mixer for held in layers for mixer in held}))
     # In the table's order, whatever the order in the layers, so that equal inputs give equal lists.
     mixers = [mixer for mixer in costs.mixers if any(mixer in held for held in layers)]
     counts = _count_vectors(len(layers), _least_and_most(mixers, len(layers), config))

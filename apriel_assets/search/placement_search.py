@@ -162,7 +162,8 @@ def _score(
     for placement, score in zip(placements, scores, strict=True):
         if math.isnan(score.value) or score.value == math.inf:
             raise UserError(
-                f"placement {' '.join(placement)} scored {score.value}; look at the supernet's weights and the store's log-probs"
+                f"placement {' '.join(placement)} scored {score.value}; look at the supernet's weights "
+                "and the store's log-probs"
             )
         scored[placement] = score
 

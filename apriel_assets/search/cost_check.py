@@ -1,0 +1,187 @@
+"""Whether the cost model is true: whole-model speed of placements, predicted from one layer's costs and measured.
+
+A mixer's cost is relative to full attention, but a model also has feed-forward blocks and a head. With s the mixers'
+share of the all-FA model's time (from the same two measurements), a placement of cost c takes 1 + s (c - 1) of it.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from apriel_assets.errors import UserError
+from apriel_assets.evaluation.generation import Decoding, evaluating
+from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement, check_placement
+from apriel_assets.progress import Progress, silent
+from apriel_assets.search.config import CostPoint, CostsConfig
+from apriel_assets.search.costs import CostFit, CostTable, fit_overheads, measured_costs, r_squared
+from apriel_assets.search.measured import random_tokens, timed
+from apriel_assets.tables.schemas import to_table
+
+if TYPE_CHECKING:
+    from apriel_assets.hybrid.model import HybridForCausalLM
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostCheck:
+    """Predicted against measured whole-model time, over placements and points."""
+
+    table: pa.Table  # `cost_check`
+    r2: float  # share of the variance of the measured times that the prediction explains
+    worst_error: float  # largest |predicted - measured|, all-FA = 1
+    fitted: CostFit  # overheads that fit the measured costs best, and what is left, in units of cost
+
+
+def check_costs(
+    model: "HybridForCausalLM",
+    placements: Sequence[Placement],
+    mixer_costs: Iterable[Mapping[str, Any]],
+    config: CostsConfig,
+    *,
+    device_name: str,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> CostCheck:
+    """Time the whole model under placements, in turn with all-FA, and compare with the cost model.
+
+    Args:
+        model: holds every mixer of the placements and full attention; its own placement is restored.
+        placements: what is timed, see `spread_placements`.
+        mixer_costs: rows of that table from the same device and points, as dicts.
+        config: points and repeats.
+        device_name: goes into the rows.
+        seed: of the random tokens.
+        progress: called with contexts done and all.
+
+    Raises:
+        UserError: no placements, or no cost for a point or a mixer.
+    """
+    costs = list(mixer_costs)
+    full = (FULL_ATTENTION,) * model.num_layers
+    placements = [check_placement(placement, model.num_layers, model.mixers) for placement in placements]
+    if not placements:
+        raise UserError("no placement to check the costs with; give at least one")
+    rows, units = [], []
+    for number, context in enumerate(config.contexts):
+        seconds = _time_placements(model, [full, *placements], context, config, seed)
+        for point in (point for point in config.points if point.context == context):
+            table, fa_seconds = _costs_at(costs, point)
+            whole = seconds[full][point.phase]
+            share = fa_seconds * model.num_layers / whole
+            for placement in placements:
+                measured = seconds[placement][point.phase] / whole
+                predicted = 1 + share * (table.cost(placement) - 1)
+                rows.append(_row(placement, point, predicted, measured, device_name))
+                units.append((placement, 1 + (measured - 1) / share))
+        progress(number + 1, len(config.contexts))
+    predicted, measured = (np.array([row[name] for row in rows]) for name in ("predicted", "measured"))
+    return CostCheck(
+        table=to_table("cost_check", rows),
+        r2=r_squared(predicted, measured),
+        worst_error=float(abs(predicted - measured).max()),
+        fitted=_fit(costs, units),
+    )
+
+
+def spread_placements(available: Sequence[Collection[str]], num: int, seed: int = 0) -> list[Placement]:
+    """Return random placements whose number of converted layers is spread evenly from few to all.
+
+    Args:
+        available: the mixers that each layer holds; layers without full attention count as converted anyway.
+        num: how many.
+        seed: of the draw.
+    """
+    rng = random.Random(seed)
+    placements = []
+    for index in range(num):
+        chosen = rng.sample(range(len(available)), max(1, round((index + 1) / num * len(available))))
+        placement = []
+        for layer, held in enumerate(available):
+            others = sorted(set(held) - {FULL_ATTENTION})
+            converted = bool(others) and (layer in chosen or FULL_ATTENTION not in held)
+            placement.append(rng.choice(others) if converted else FULL_ATTENTION)
+        placements.append(tuple(placement))
+    return placements
+
+
+def _row(
+    placement: Placement, point: CostPoint, predicted: float, measured: float, device_name: str
+) -> dict[str, Any]:
+    return {
+        "placement": list(placement),
+        "phase": point.phase,
+        "context_tokens": point.context,
+        "batch_size": point.batch_size,
+        "predicted": predicted,
+        "measured": measured,
+        "device": device_name,
+    }
+
+
+def _costs_at(costs: Sequence[Mapping[str, Any]], point: CostPoint) -> tuple[CostTable, float]:
+    """Return the costs at one point, and the seconds of one layer's full attention there."""
+    here = [
+        row
+        for row in costs
+        if (row["phase"], row["context_tokens"], row["batch_size"])
+        == (point.phase, point.context, point.batch_size)
+    ]
+    if not here:
+        raise UserError(
+            f"no mixer cost at {point.phase}, context {point.context}, batch {point.batch_size}; measure it first"
+        )
+    return measured_costs(here), statistics.median(row["fa_seconds"] for row in here)
+
+
+def _time_placements(
+    model: "HybridForCausalLM",
+    placements: Sequence[Placement],
+    context: int,
+    config: CostsConfig,
+    seed: int,
+) -> dict[Placement, dict[str, float]]:
+    """Return each placement's median seconds, of reading the prompts and of one decode step."""
+    tokens = random_tokens(model, config.batch_size, context, seed)
+    mask = torch.ones_like(tokens)
+    samples: dict[Placement, dict[str, list[float]]] = {p: {"prefill": [], "decode": []} for p in placements}
+    before, began = model.placement, time.perf_counter()
+    steps = config.decode_tokens + 1 if config.phase != "prefill" else 0
+    try:
+        with evaluating(model), torch.inference_mode():
+            Decoding(model, tokens, mask)  # unmeasured: allocations and kernel choices
+            # All placements take turns, so that a busy machine slows all of them.
+            for run in range(config.repeats):
+                if run and time.perf_counter() - began > config.max_seconds_per_point * len(samples):
+                    break
+                for placement, own in samples.items():
+                    model.set_placement(placement)
+                    state, seconds = timed(partial(Decoding, model, tokens, mask), model.device)
+                    decode = [_time_step(state, model.device) for _ in range(steps)]
+                    own["prefill"].append(seconds)
+                    own["decode"] += decode[1:]
+    finally:
+        model.set_placement(before)
+    return {
+        placement: {phase: statistics.median(values) for phase, values in own.items() if values}
+        for placement, own in samples.items()
+    }
+
+
+def _time_step(state: Decoding, device: torch.device) -> float:
+    return timed(lambda: state.step(state.logits.argmax(-1)), device)[1]
+
+
+def _fit(costs: Sequence[Mapping[str, Any]], units: Sequence[tuple[Placement, float]]) -> CostFit:
+    """Fit overheads to each placement's mean measured cost over the points."""
+    by_placement: dict[Placement, list[float]] = {}
+    for placement, cost in units:
+        by_placement.setdefault(placement, []).append(cost)
+    means = [statistics.fmean(values) for values in by_placement.values()]
+    return fit_overheads(measured_costs(costs), list(by_placement), means)
