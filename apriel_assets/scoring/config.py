@@ -82,7 +82,9 @@ class EstimatorConfig:
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
-    estimator: EstimatorName = "ois"  # the one that ranks
+    # The one that ranks. Unclipped `ois` has no bias, but a search takes the largest of many values, and one
+    # heavy weight made a broken placement look good (docs/placement-scores.md).
+    estimator: EstimatorName = "ois_clipped"
     ess_floor: float = 0.1  # snis ranks only placements whose ESS is at least this share of the completions
     clip: float = 10.0  # largest weight in ois_clipped
     problems: int | None = None  # of the store, spread evenly; None: all

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
 
 _FLUSH_SECONDS = 15.0  # scores at risk if the run is cut
-_FIRST_CHUNK, _SMALLEST_CHUNK = 16, 4  # placements walked together
+_SMALLEST_CHUNK = 32  # placements walked together: fewer share too little
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class PlacementScorer:
 
     def _score_chunks(self, fresh: list[Placement], progress: Progress) -> Iterator[dict[Placement, Figures]]:
         """Walk neighbours together, as many at a time as take a few seconds."""
-        size, start = _FIRST_CHUNK, 0
+        size, start = _SMALLEST_CHUNK, 0
         while start < len(fresh):
             steps = plan_walk(fresh[start : start + size])
             began = time.perf_counter()

@@ -92,7 +92,7 @@ def test_scores_equal_arithmetic_on_whole_logits(supernet, store, placement):
 
 
 def test_reuse_order_and_company_do_not_change_a_score(supernet, store, monkeypatch):
-    monkeypatch.setattr(placements_module, "_FIRST_CHUNK", 5)
+    monkeypatch.setattr(placements_module, "_SMALLEST_CHUNK", 5)
     wanted = everything(supernet)[::-1]
     scorer = PlacementScorer(supernet, store, CONFIG)
     with count_layers(supernet) as counts:
@@ -166,7 +166,7 @@ def test_other_weights_completions_or_settings_are_another_scope(supernet, store
 
 
 def test_an_interrupted_run_keeps_what_was_scored(supernet, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(placements_module, "_FIRST_CHUNK", 4)
+    monkeypatch.setattr(placements_module, "_SMALLEST_CHUNK", 4)
     monkeypatch.setattr(placements_module, "_FLUSH_SECONDS", 0.0)  # chunks stay as small as they may be
     wanted = everything(supernet)
     scorer = PlacementScorer(supernet, store, CONFIG, memo=ScoreMemo(tmp_path))
