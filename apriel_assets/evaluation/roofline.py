@@ -52,6 +52,7 @@ class ModelShape:
     state_size: int | None = None  # Mamba's state per channel; None: the head size
     conv_size: int = 4  # tokens of the causal convolutions
     dt_rank: int | None = None  # width of Mamba's step-size bottleneck; None: hidden size / 16, rounded up
+    gate_rank: int | None = None  # width of KDA's bottlenecks; None: the head size
 
     @classmethod
     def from_config(cls, config: Any, **changes: Any) -> "ModelShape":
@@ -101,8 +102,10 @@ def mixer_parameters(shape: ModelShape, mixer: str) -> int:
         projections = d * (3 * inner + 2 * kv + rank) + rank * inner  # z, C, out; x, B; step size down and up
         return projections + inner * shape.mamba_state_size + (inner + 2 * kv) * shape.conv_size
     if mixer in ("gdn", "kda"):
-        # q, k, v at h_q heads, output gate, out_proj; without the small projections of decay and beta.
-        return 5 * d * inner + 3 * inner * shape.conv_size
+        parameters = 4 * d * inner + d * shape.num_heads + 3 * inner * shape.conv_size  # q, k, v, out; beta
+        if mixer == "gdn":
+            return parameters + d * inner + d * shape.num_heads  # output gate; decay
+        return parameters + 2 * (shape.gate_rank or shape.head_size) * (d + inner)  # both through bottlenecks
     raise UserError(f"no byte model for mixer {mixer!r}; known: fa, swa, mamba, gdn, kda")
 
 

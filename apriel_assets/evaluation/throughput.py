@@ -69,6 +69,8 @@ def model_shape(model: "HybridForCausalLM") -> ModelShape:
         if (mamba := bank.options.get("mamba")) is not None:
             for name in ("state_size", "conv_size", "dt_rank"):
                 changes[name] = getattr(mamba, name)
+        if (kda := bank.options.get("kda")) is not None:
+            changes["gate_rank"] = kda.gate_rank  # type: ignore[union-attr]
     return ModelShape.from_config(model.config.get_text_config(), **changes)
 
 

@@ -67,6 +67,14 @@ def test_mamba_bytes_by_hand():
     assert decode_bytes_per_step(TINY, ("mamba",), 999, batch=2) == weights + 2 * 2 * 224
 
 
+def test_delta_rule_parameters_by_hand():
+    # Columns or rows of 8: q, k, v, out 8 each, beta 2; conv of 24 channels x 4.
+    shared = 8 * (4 * 8 + 2) + 96
+    assert mixer_parameters(TINY, "gdn") == shared + 8 * (8 + 2)  # output gate 8, decay 2
+    # Output gate and decay each 8 -> 4 -> 8.
+    assert mixer_parameters(TINY, "kda") == shared + 2 * (8 * 4 + 4 * 8)
+
+
 def test_delta_rule_state_is_a_square_per_head():
     for mixer in ("gdn", "kda"):
         assert cache_bytes_per_layer(TINY, mixer, 999) == 2 * 4 * 4 * 4 + 3 * 8 * 3 * 2

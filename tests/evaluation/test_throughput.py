@@ -82,6 +82,16 @@ def test_byte_model_agrees_with_the_cache_and_weights_of_a_real_model(hybrid):
         assert found == mixer_parameters(shape, mixer)
 
 
+@pytest.mark.parametrize("mixer", ["gdn", "kda"])
+def test_byte_model_agrees_with_a_delta_rule_mixer(tiny_llama, mixer):
+    model = HybridForCausalLM.from_teacher(tiny_llama(num_hidden_layers=1))
+    model.convert([0], mixer, options={"kda": {"gate_rank": 6}})
+    shape = model_shape(model)
+    assert sum(p.numel() for p in model.banks[0].parameters() if p.ndim > 1) == mixer_parameters(shape, mixer)
+    decode = measure(model.eval())[3]
+    assert decode["cache_bytes"] == 3 * cache_bytes_per_layer(shape, mixer, 24)
+
+
 def test_shape_takes_element_sizes_and_options_from_the_model(hybrid):
     shape = model_shape(hybrid)
     assert (shape.window, shape.state_size, shape.dt_rank, shape.cache_bytes) == (6, 4, 3, 4)
