@@ -10,14 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from apriel_assets.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     help="Turn a full-attention LLM into hybrids you can trust and ship.",
@@ -146,11 +143,22 @@ def exit_codes() -> Iterator[None]:
         print("apriel: interrupted; finished work is kept, run again to continue from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if problem := _disk_problem(error):
+            print(f"apriel: {problem}", file=sys.stderr)
+            sys.exit(2)
         # Wrong arguments: typer raises click's exceptions or those of a private copy, depending on its version.
         if not (message := getattr(error, "format_message", None)):
             raise
         print(f"apriel: {message()}; see `apriel --help`", file=sys.stderr)
         sys.exit(2)
+
+
+def _disk_problem(error: Exception) -> UserError | None:
+    if "resources.home" not in sys.modules:  # a command that failed before it opened a home
+        return None
+    from resources.home import disk_problem
+
+    return disk_problem(error)
 
 
 def main() -> None:

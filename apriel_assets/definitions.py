@@ -5,29 +5,67 @@ was last run in the home, else `quickstart`; the home is APRIEL_HOME, else ./.ap
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
 
-from apriel_assets.assets.artifact_asset import AssetPlan, to_dagster
-from apriel_assets.assets.evals import eval_assets
-from apriel_assets.assets.h1 import h1_assets
+from apriel_assets.assets.artifact_asset import AssetPlan, OnePartition, to_dagster
+from apriel_assets.assets.evals import EvaluatedModel, eval_assets
+from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
+from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.teacher import teacher_assets
+from apriel_assets.errors import UserError
 from apriel_assets.recipe import Recipe, load_recipe
 from resources.home import Home, find_home, prepare_home
 
 
 def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
-    """Return every asset of a recipe by key, upstream first."""
+    """Return every asset of a recipe by key, upstream first.
+
+    Raises:
+        UserError: a released placement is called like another model.
+    """
     teacher, traces, completions = teacher_assets(recipe)
-    h1 = h1_assets(recipe, teacher, traces)
-    checkpoints = [asset for asset in h1 if asset.key.startswith("h1/") and "/probes/" not in asset.key]
-    models = [teacher, *checkpoints]
+    scores = layer_scores_asset(recipe, teacher, traces)
+    h1 = h1_assets(recipe, teacher, traces, scores)
+    upstream = Upstream(teacher=teacher, traces=traces, completions=completions, layer_scores=scores)
+    h2 = h2_assets(recipe, upstream)
+    models = _models(recipe, teacher, h1, h2)
+    names = [model.name for model in models]
+    if taken := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"release.names: {taken[0]!r} is the name of another model; choose another")
     evals = eval_assets(recipe, teacher, models)
-    others = [asset for asset in (completions, *h1) if asset not in models]
+    described = {model.chosen_by.asset.key if model.chosen_by else model.checkpoint.key for model in models}
+    others = [asset for asset in (traces, completions, scores, *h1, *h2) if asset.key not in described]
     results = result_assets(recipe, models, evals, others)
-    return {asset.key: asset for asset in [teacher, traces, completions, *h1, *evals, *results]}
+    stages = (teacher, traces, completions, scores, *h1, *h2, *evals, *results)
+    return {asset.key: asset for asset in stages}
+
+
+def _models(
+    recipe: Recipe, teacher: AssetPlan, h1: Sequence[AssetPlan], h2: Sequence[AssetPlan]
+) -> list[EvaluatedModel]:
+    """Return what is evaluated: teacher, every checkpoint of H1, every budget's placement, what is released."""
+    models = [EvaluatedModel(name="teacher", checkpoint=teacher)]
+    models += [
+        EvaluatedModel(name=asset.key.removeprefix("h1/"), checkpoint=asset)
+        for asset in h1
+        if "/probes/" not in asset.key
+    ]
+    by_key = {asset.key: asset for asset in h2}
+    if recipe.search is None:
+        return models
+    for budget in recipe.search.budget_keys:
+        chosen = OnePartition(by_key["finalists"], budget)
+        name = placement_model(budget)
+        models.append(EvaluatedModel(name=name, checkpoint=by_key["supernet"], chosen_by=chosen))
+    if "release/sft" in by_key:
+        names = ("safe", *(recipe.release.name_of(budget) for budget in recipe.search.budgets))
+        released = by_key["release/sft"]
+        models += [EvaluatedModel(name=name, checkpoint=released, placement=name) for name in names]
+    return models
 
 
 def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:

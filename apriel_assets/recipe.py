@@ -4,136 +4,36 @@ Sections are made of the compute packages' own frozen config classes, so a key o
 that reads it. Nothing heavy is imported here: the Dagster code location loads this module.
 """
 
-import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
-from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
-from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.config import MixerOptions
 from apriel_assets.hybrid.specs import TeacherSpec
-from apriel_assets.scoring.config import LooConfig, ProbeConfig, StoreConfig
+from apriel_assets.recipe_sections import (
+    EvalsSection,
+    H1Section,
+    ReleaseSection,
+    SearchSection,
+    Section,
+    SupernetSection,
+    TasksSection,
+    nearest_key,
+)
+from apriel_assets.scoring.config import StoreConfig
+from apriel_assets.search.config import MEASURED, CostsConfig
+from apriel_assets.search.costs import PUBLISHED
 
 SHIPPED = Path(__file__).parent / "recipes"
 
 
-def _task(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-Task = Annotated[TaskSpec, BeforeValidator(_task)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TasksSection(_Section):
-    """What the models are trained and judged on."""
-
-    train: tuple[Task, ...] = Field(min_length=1)
-    heldout: tuple[Task, ...] = Field(min_length=1)
-    num_traces: int = Field(4000, gt=0)  # training traces, over all train tasks
-    num_validation_traces: int = Field(200, gt=0)  # traces that layer scores are measured on
-
-
-class StepOverlay(_Section):
-    """What one step of the schedule does differently."""
-
-    distill: dict[str, Any] = {}
-    probe_steps: int | None = Field(None, gt=0)
-
-
-class SftSection(_Section):
-    """End-to-end fine-tuning of one checkpoint of the schedule, with cross-entropy on the reference traces."""
-
-    step: int  # number of replaced layers of the checkpoint, e.g. 6 for h6
-    train: DistillConfig
-
-
-class MergeSection(_Section):
-    """Weight merge of the fine-tuned checkpoint with an earlier one of the same placement."""
-
-    method: Literal["linear", "slerp"] = "linear"
-    weight: float = Field(0.5, ge=0, le=1)  # share of the fine-tuned weights
-
-
-class H1Section(_Section):
-    """Progressive conversion: rank, replace the easiest layers, probe, replace more, fine-tune, merge."""
-
-    mixer: Literal["mamba", "swa"] = "mamba"
-    init: Literal["mapped", "random"] = "mapped"
-    schedule: tuple[int, ...] = Field(min_length=1)
-    order: Literal["mmr", "loo", "reverse_loo"] | tuple[int, ...] = "mmr"
-    keep_attention: tuple[int, ...] = ()  # layers that are never replaced
-    loo: LooConfig = LooConfig()
-    probe_steps: int = Field(20, gt=0)
-    probe: ProbeConfig = ProbeConfig()
-    distill: DistillConfig
-    steps: dict[str, StepOverlay] = {}
-    sft: SftSection | None = None
-    merge: MergeSection | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "H1Section":
-        if list(self.schedule) != sorted(set(self.schedule)) or self.schedule[0] < 1:
-            raise ValueError(f"schedule {list(self.schedule)} must be positive and strictly increasing")
-        names = [f"h{k}" for k in self.schedule]
-        for name, overlay in self.steps.items():
-            if name not in names:
-                raise ValueError(f"steps.{name} is not in the schedule; its steps are {', '.join(names)}")
-            overlay_config(self.distill, overlay.distill, f"steps.{name}.distill")
-        if self.sft and self.sft.step not in self.schedule:
-            raise ValueError(f"sft.step {self.sft.step} is not in the schedule {list(self.schedule)}")
-        if self.merge and not self.sft:
-            raise ValueError("merge needs sft: it merges the fine-tuned checkpoint with the one before it")
-        return self
-
-    def distill_of(self, k: int) -> DistillConfig:
-        """Return the distillation settings of step h<k>."""
-        overlay = self.steps.get(f"h{k}")
-        return (
-            overlay_config(self.distill, overlay.distill, f"steps.h{k}.distill") if overlay else self.distill
-        )
-
-    def probe_steps_of(self, k: int) -> int:
-        """Return how many distillation steps a probe for h<k> takes."""
-        overlay = self.steps.get(f"h{k}")
-        return overlay.probe_steps if overlay and overlay.probe_steps else self.probe_steps
-
-
-class EvalsSection(_Section):
-    """How every checkpoint is measured."""
-
-    tasks: tuple[Task, ...] = Field(min_length=1)
-    accuracy: EvalConfig = EvalConfig()
-    throughput: ThroughputConfig = ThroughputConfig()
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvalsSection":
-        names = [task.task for task in self.tasks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two of the tasks have one name: {', '.join(names)}; give one of them a label")
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """Everything a run depends on. Equal recipes give equal results."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -142,22 +42,40 @@ class Recipe(_Section):
     tasks: TasksSection
     store: StoreConfig = StoreConfig()
     mixers: MixerOptions = MixerOptions()
-    h1: H1Section
+    h1: H1Section | None = None
+    supernet: SupernetSection | None = None
+    costs: CostsConfig = CostsConfig()
+    search: SearchSection | None = None
+    release: ReleaseSection = ReleaseSection()
     evals: EvalsSection
 
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.h1 is None and self.supernet is None:
+            raise ValueError("a recipe needs h1, supernet or both; else there is nothing to build")
+        if self.search is None:
+            if self.release != ReleaseSection():
+                raise ValueError("release needs search: it ships the placements that were found")
+            return self
+        if self.supernet is None:
+            raise ValueError("search needs supernet: it searches the mixers that the supernet holds")
+        self._check_costs(self.supernet)
+        if unknown := [budget for budget in self.release.names if budget not in self.search.budgets]:
+            raise ValueError(
+                f"release.names has budget {unknown[0]:g}; search.budgets are {list(self.search.budgets)}"
+            )
+        return self
 
-def overlay_config(config: Any, changes: Mapping[str, Any], where: str) -> Any:
-    """Return a config dataclass with some fields changed.
-
-    Raises:
-        ValueError: a field that the class does not have, or a value that it refuses.
-    """
-    known = [field.name for field in fields(config)]
-    for key in changes:
-        if key not in known:
-            raise ValueError(f"{where}.{key} is not a key{_nearest(key, known)}")
-    current = TypeAdapter(type(config)).dump_python(config)
-    return TypeAdapter(type(config)).validate_python({**current, **changes})
+    def _check_costs(self, supernet: SupernetSection) -> None:
+        table = self.costs.table
+        if table == MEASURED:
+            return
+        known = {"fa", *(self.costs.given or PUBLISHED.get(table, supernet.all_mixers))}
+        if missing := [mixer for mixer in supernet.all_mixers if mixer not in known]:
+            raise ValueError(
+                f"costs.table {table!r} has no cost of {missing[0]!r}, which the supernet holds; "
+                "use table measured, or table given with every mixer"
+            )
 
 
 def shipped_recipes() -> list[str]:
@@ -232,11 +150,11 @@ def _first_problem(error: ValidationError) -> str:
     problem = problems[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        text = f"{where} is not a key{_nearest(str(problem['loc'][-1]), _known_keys(problem['loc'][:-1]))}"
+        text = f"{where} is not a key{nearest_key(str(problem['loc'][-1]), _known_keys(problem['loc'][:-1]))}"
     elif problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         text = f"{where} is missing"
     else:
-        text = f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+        text = (f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, ")
         if isinstance(problem["input"], str | int | float | bool | None):
             text += f" (got {problem['input']!r})"
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
@@ -256,10 +174,3 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     return (
         list(kind.model_fields) if hasattr(kind, "model_fields") else [field.name for field in fields(kind)]
     )
-
-
-def _nearest(key: str, known: Sequence[str]) -> str:
-    if not known:
-        return ""
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; keys here: {', '.join(known)}"

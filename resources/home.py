@@ -22,6 +22,16 @@ concurrency:
 """
 
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK_SIGNS = (
+    "no space left on device",
+    "disk quota exceeded",
+    "read-only file system",
+    "disk is full",
+    "readonly database",
+)
+
+
 class Home(dg.ConfigurableResource):
     """One home directory: `artifacts/`, `work/`, `lake/`, `catalog.duckdb`, `dagster/`, `recipe.yaml`."""
 
@@ -63,6 +73,28 @@ def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and run again, nothing that was finished is lost"
     return "choose another with --home or APRIEL_HOME"
+
+
+def disk_problem(error: BaseException) -> UserError | None:
+    """Return what to tell the user if an error, or one that it came from, is a disk that takes no more; else None.
+
+    SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read.
+    """
+    waiting, seen = [error], set()
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        text = str(current).lower()
+        if getattr(current, "errno", None) in _DISK_ERRORS or any(sign in text for sign in _DISK_SIGNS):
+            reason = str(current).splitlines()[0]
+            return UserError(
+                f"the disk takes no more: {reason}; free some space or choose another --home, then run again: "
+                "finished work is kept"
+            )
+        waiting += [current.__cause__, current.__context__, getattr(current, "user_exception", None)]
+    return None
 
 
 def open_instance(path: Path) -> dg.DagsterInstance:

@@ -1,5 +1,7 @@
 """Shared test settings and the one materialized world that orchestration tests look at."""
 
+import itertools
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,7 +22,11 @@ BUNDLED = Path(__file__).parent.parent / "apriel_assets" / "bundled" / "teacher"
 
 
 def make_teacher(directory: Path, *, num_layers: int = 4, seed: int = 0) -> Path:
-    """Write a tiny random Llama with the bundled tokenizer; it knows nothing but has every part."""
+    """Write a tiny Llama with the bundled tokenizer, and a task that it masters: to name one letter's partner.
+
+    Its attention and MLPs are random and matter little; its head answers w, x, y, z to a, b, c, d, and then ends.
+    It knows nothing else.
+    """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
@@ -37,8 +43,20 @@ def make_teacher(directory: Path, *, num_layers: int = 4, seed: int = 0) -> Path
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    model = LlamaForCausalLM(config)
+    partners = dict(zip("abcd", "wxyz", strict=True))
+    with torch.no_grad():
+        embeddings, head = model.model.embed_tokens.weight, model.lm_head.weight
+        embeddings.mul_(50)
+        for letter, partner in partners.items():
+            asked, answer = tokenizer.convert_tokens_to_ids([letter, partner])
+            head[answer] += 0.3 * embeddings[asked]
+            head[tokenizer.eos_token_id] += 0.3 * embeddings[answer]
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    pairs = itertools.product("efghij", "klmnop", partners)
+    rows = [{"prompt": f"{one} {two} {last}", "answer": partners[last]} for one, two, last in pairs]
+    (directory / "partners.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory
 
 
@@ -50,11 +68,11 @@ def tiny_recipe(teacher: Path) -> dict:
         "teacher": {"model": str(teacher)},
         "tasks": {
             "train": ["recall", "arithmetic"],
-            "heldout": ["recall", "arithmetic"],
+            "heldout": ["recall", "arithmetic", {"file": str(teacher / "partners.jsonl")}],
             "num_traces": 24,
             "num_validation_traces": 8,
         },
-        "store": {"problems": 4, "samples": 2, "max_new_tokens": 8},
+        "store": {"problems": 9, "samples": 2, "max_new_tokens": 4},
         "h1": {
             "schedule": [1, 2, 3],
             "probe_steps": 1,
@@ -62,6 +80,27 @@ def tiny_recipe(teacher: Path) -> dict:
             "distill": {**training, "steps": 2},
             "sft": {"step": 2, "train": {**training, "steps": 2, "loss": "cross_entropy"}},
             "merge": {"method": "linear", "weight": 0.5},
+        },
+        "supernet": {
+            "mixers": ["fa", "swa", "gdn", "kda"],
+            "train": {**training, "steps": 2, "probe_every": 1, "probe_traces": 4, "random_probes": 1},
+        },
+        "costs": {"contexts": [32], "batch_size": 1, "repeats": 1, "decode_tokens": 1, "check_placements": 2},
+        "search": {
+            "budgets": [50.0, 90.0],
+            # Costs of tiny mixers are all above full attention's, so limits make the search move.
+            "allocations": {"maximum": {"fa": 2}},
+            "max_candidates": 6,
+            "batch": 3,
+            "starts": 3,
+            "beam": 2,
+            "finalists": 2,
+            "accuracy": {"num_problems": 2, "max_new_tokens": 4},
+            "audit": {"placements": 4, "accuracy": {"num_problems": 2, "max_new_tokens": 4}},
+        },
+        "release": {
+            "names": {90.0: "turbo"},
+            "sft": {**training, "steps": 2},
         },
         "evals": {
             "tasks": ["recall", "arithmetic"],

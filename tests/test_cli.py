@@ -1,5 +1,6 @@
 """The commands as a user types them: answers, one-line errors, exit codes."""
 
+import errno
 import json
 import os
 import shutil
@@ -219,6 +220,30 @@ def test_killed_distillation_resumes_to_the_same_weights(world, home, tiny_recip
     for one, other in zip(*paths, strict=True):
         assert one.read_bytes() == other.read_bytes()
     assert not list(home.glob("work/h1/h3/*"))
+
+
+def test_full_disk_in_mid_run_is_one_line_and_loses_nothing(apriel, home, tiny_recipe_file, monkeypatch):
+    from resources import artifact_store
+
+    write = artifact_store.pq.write_table
+    overlay = ("--set", "h1.sft.train.steps=3")
+
+    def full(table, path):
+        if "evals" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(table, path)
+
+    monkeypatch.setattr(artifact_store.pq, "write_table", full)
+    code, _, err = apriel("run", "--recipe", tiny_recipe_file, "--home", home, *overlay, "--json")
+    assert code == 2
+    assert "the disk takes no more" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    monkeypatch.setattr(artifact_store.pq, "write_table", write)
+    code, out, _ = apriel("run", "--recipe", tiny_recipe_file, "--home", home, *overlay, "--json")
+    assert code == 0
+    ran = {asset for asset, _ in json.loads(out)["ran"]}
+    assert "evals/sft" in ran
+    assert "h1/sft" not in ran
 
 
 def test_recipes_that_ship_are_valid():

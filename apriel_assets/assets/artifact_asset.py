@@ -41,8 +41,9 @@ class Job:
     started: float  # time.monotonic() when the build began
 
     def input(self, asset: str) -> Artifact:
-        """Return the artifact of an upstream asset without partitions."""
-        return self.inputs[asset][None]
+        """Return the artifact of an upstream asset of which one is read: it has no partitions, or one of them."""
+        (artifact,) = self.inputs[asset].values()
+        return artifact
 
     def input_partitions(self, asset: str) -> list[Artifact]:
         """Return the artifacts of all partitions of an upstream asset."""
@@ -50,14 +51,35 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """What must hold of an artifact; shown in the UI with every materialization."""
+
+    name: str
+    description: str
+    passes: Callable[[Artifact], tuple[bool, Mapping[str, Any]]]  # verdict, figures to show
+    blocking: bool = False  # True: what is made from a failing artifact does not run
+
+
+@dataclass(frozen=True)
+class OnePartition:
+    """An input of which a single partition is read."""
+
+    asset: "AssetPlan"
+    partition: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssetPlan:
-    """Everything about one asset but its builder's body."""
+    """Everything about one asset but its builder's body.
+
+    An input with the same partitions is read partition by partition, any other one whole.
+    """
 
     key: str  # slash-separated, e.g. h1/probes/h6
     group: str
     build: Builder
     reads: Mapping[str, Any]
-    inputs: Sequence["AssetPlan"] = ()
+    inputs: Sequence["AssetPlan | OnePartition"] = ()
     partitions: tuple[str, ...] = ()
     # More arguments of one partition's build. Not hashed: the partition key must already tell them apart.
     by_partition: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
@@ -67,7 +89,7 @@ class AssetPlan:
     tables: tuple[str, ...] = ()
     description: str = ""
     sketch: Callable[[Artifact], Mapping[str, Any]] | None = None  # small pictures for the UI
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[Check] = ()
 
     @property
     def slice(self) -> dict[str, Any]:
@@ -81,6 +103,23 @@ class AssetPlan:
     @property
     def partition_keys(self) -> tuple[str | None, ...]:
         return self.partitions or (None,)
+
+    @property
+    def upstream(self) -> tuple["AssetPlan", ...]:
+        """The assets that this one is made from."""
+        return tuple(given.asset if isinstance(given, OnePartition) else given for given in self.inputs)
+
+    def reads_of(self, partition: str | None) -> dict[str, tuple[str | None, ...]]:
+        """Return which partitions of each input one partition of this asset is made from."""
+        found: dict[str, tuple[str | None, ...]] = {}
+        for given in self.inputs:
+            if isinstance(given, OnePartition):
+                found[given.asset.key] = (given.partition,)
+            elif partition is not None and given.partitions == self.partitions:
+                found[given.key] = (partition,)
+            else:
+                found[given.key] = given.partition_keys
+        return found
 
 
 def latest_address(instance: dg.DagsterInstance, asset: str, partition: str | None) -> str | None:
@@ -108,30 +147,59 @@ def to_dagster(plan: AssetPlan) -> dg.AssetsDefinition:
 def _asset(plan: AssetPlan) -> dg.AssetsDefinition:
     @dg.asset(
         key=dg.AssetKey(plan.key.split("/")),
-        deps=[dg.AssetKey(upstream.key.split("/")) for upstream in plan.inputs],
+        deps=[_dependency(given) for given in plan.inputs],
         group_name=plan.group,
         code_version=plan.code_version,
         description=plan.description or (plan.build.__doc__ or "").strip(),
         kinds=set(plan.kinds),
         partitions_def=dg.StaticPartitionsDefinition(list(plan.partitions)) if plan.partitions else None,
         backfill_policy=dg.BackfillPolicy.single_run() if plan.partitions else None,
-        metadata={SLICE_METADATA: dg.JsonMetadataValue(plan.slice), **plan.metadata},
+        metadata={SLICE_METADATA: dg.JsonMetadataValue(plan.slice)},
+        check_specs=[_check_spec(plan, check) for check in plan.checks],
     )
     def materialize(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult:
-        version = None
+        version, results = None, []
         for partition in context.partition_keys if plan.partitions else [None]:
             artifact, metadata = _bring_up(plan, context, home, partition)
             version = None if plan.partitions else dg.DataVersion(artifact.data_version)
             context.add_asset_metadata(metadata, partition_key=partition)
-        return dg.MaterializeResult(data_version=version)
+            results.append(artifact)
+        return dg.MaterializeResult(data_version=version, check_results=_check(plan, results))
 
     return materialize
+
+
+def _dependency(given: AssetPlan | OnePartition) -> dg.AssetDep:
+    if isinstance(given, OnePartition):
+        mapping = dg.SpecificPartitionsPartitionMapping([given.partition])
+        return dg.AssetDep(dg.AssetKey(given.asset.key.split("/")), partition_mapping=mapping)
+    return dg.AssetDep(dg.AssetKey(given.key.split("/")))
+
+
+def _check_spec(plan: AssetPlan, check: Check) -> dg.AssetCheckSpec:
+    key = dg.AssetKey(plan.key.split("/"))
+    return dg.AssetCheckSpec(check.name, asset=key, description=check.description, blocking=check.blocking)
+
+
+def _check(plan: AssetPlan, artifacts: Sequence[Artifact]) -> list[dg.AssetCheckResult]:
+    """Return each check's result; of several partitions in one run, the worst."""
+    found = []
+    for check in plan.checks:
+        verdicts = [check.passes(artifact) for artifact in artifacts]
+        passed, figures = min(verdicts, key=lambda verdict: verdict[0])
+        severity = dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN
+        found.append(
+            dg.AssetCheckResult(
+                passed=passed, check_name=check.name, severity=severity, metadata=dict(figures)
+            )
+        )
+    return found
 
 
 def _bring_up(
     plan: AssetPlan, context: dg.AssetExecutionContext, home: Home, partition: str | None
 ) -> tuple[Artifact, dict[str, Any]]:
-    inputs = _inputs(plan, context.instance, home)
+    inputs = _inputs(plan, context.instance, home, partition)
     versions = {
         f"{asset}@{part}" if part else asset: artifact.data_version
         for asset, parts in inputs.items()
@@ -177,20 +245,20 @@ def _bring_up(
 
 
 def _inputs(
-    plan: AssetPlan, instance: dg.DagsterInstance, home: Home
+    plan: AssetPlan, instance: dg.DagsterInstance, home: Home, partition: str | None
 ) -> dict[str, dict[str | None, Artifact]]:
     found: dict[str, dict[str | None, Artifact]] = {}
-    for upstream in plan.inputs:
-        found[upstream.key] = {}
-        for partition in upstream.partition_keys:
-            address = latest_address(instance, upstream.key, partition)
-            artifact = home.store.find(upstream.key, address) if address else None
+    for upstream, partitions in plan.reads_of(partition).items():
+        found[upstream] = {}
+        for part in partitions:
+            address = latest_address(instance, upstream, part)
+            artifact = home.store.find(upstream, address) if address else None
             if artifact is None:
-                name = upstream.key + (f"[{partition}]" if partition else "")
+                name = upstream + (f"[{part}]" if part else "")
                 raise UserError(
                     f"{plan.key} needs {name}, which is not built or was damaged; run `apriel run`"
                 )
-            found[upstream.key][partition] = artifact
+            found[upstream][part] = artifact
     return found
 
 

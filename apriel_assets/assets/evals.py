@@ -1,10 +1,12 @@
-"""How good and how fast every checkpoint is: one partition per eval task, so a new task runs alone."""
+"""How good and how fast every model is: one partition per eval task, so a new task runs alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from apriel_assets.assets.artifact_asset import AssetPlan, Job
+from apriel_assets.assets.artifact_asset import AssetPlan, Job, OnePartition
 from apriel_assets.assets.loading import load_model_once, load_teacher_model
 from apriel_assets.assets.sketches import sketch_evals
 from apriel_assets.assets.task_keys import task_key
@@ -12,34 +14,58 @@ from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.recipe import Recipe
 
+if TYPE_CHECKING:
+    from apriel_assets.hybrid.model import HybridForCausalLM
 
-def build_evals(job: Job, *, asset: str, accuracy: EvalConfig, seed: int, task: TaskSpec) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A row of the leaderboard: a checkpoint, under its own placement or another one."""
+
+    name: str
+    checkpoint: AssetPlan
+    placement: str | None = None  # one of the checkpoint's named placements
+    chosen_by: OnePartition | None = None  # or what a budget's finalists chose
+
+
+def build_evals(
+    job: Job,
+    *,
+    asset: str,
+    model: str,
+    placement: str | None,
+    accuracy: EvalConfig,
+    seed: int,
+    task: TaskSpec,
+) -> None:
     """Generated accuracy and KL to the teacher on one task's test problems, with bootstrap intervals."""
     from apriel_assets.evaluation.accuracy import evaluate_task
 
     teacher, tokenizer = load_teacher_model(job)
     rows = evaluate_task(
-        load_model_once(job, asset),
+        _load(job, asset, placement),
         tokenizer,
         task,
         accuracy,
         teacher=teacher,
-        model_name=asset.rpartition("/")[2],
+        model_name=model,
         seed=seed,
         progress=job.progress,
     )
     job.draft.tables["evals"] = rows
 
 
-def build_throughput(job: Job, *, asset: str, throughput: ThroughputConfig, seed: int) -> None:
+def build_throughput(
+    job: Job, *, asset: str, model: str, placement: str | None, throughput: ThroughputConfig, seed: int
+) -> None:
     """Measured prefill and decode speed by context length, beside the speed-up that the byte model predicts."""
     from apriel_assets.evaluation.throughput import measure_throughput
     from resources.provenance import device_name
 
     rows: pa.Table = measure_throughput(
-        load_model_once(job, asset),
+        _load(job, asset, placement),
         throughput,
-        model_name=asset.rpartition("/")[2],
+        model_name=model,
         device_name=device_name(),
         seed=seed,
         progress=job.progress,
@@ -47,31 +73,46 @@ def build_throughput(job: Job, *, asset: str, throughput: ThroughputConfig, seed
     job.draft.tables["throughput"] = rows
 
 
-def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[AssetPlan]) -> list[AssetPlan]:
+def _load(job: Job, asset: str, placement: str | None) -> "HybridForCausalLM":
+    # Checkpoints of several placements are shared in the process: whoever runs one sets its own placement.
+    model = load_model_once(job, asset)
+    if "finalists" in job.inputs:
+        chosen = job.input("finalists").table("placements").to_pylist()[0]
+        model.set_placement(tuple(chosen["placement"]))
+    elif placement is not None:
+        model.set_placement(placement)
+    return model
+
+
+def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[EvaluatedModel]) -> list[AssetPlan]:
     """Return the evals and the throughput of every model."""
     tasks = {task_key(task): task for task in recipe.evals.tasks}
     assets = []
     for model in models:
-        name = model.key.rpartition("/")[2]
-        inputs = (teacher,) if model is teacher else (teacher, model)
+        inputs: list[AssetPlan | OnePartition] = [teacher]
+        if model.checkpoint is not teacher:
+            inputs.append(model.checkpoint)
+        if model.chosen_by is not None:
+            inputs.append(model.chosen_by)
+        which = {"asset": model.checkpoint.key, "model": model.name, "placement": model.placement}
         evals = AssetPlan(
-            key=f"evals/{name}",
+            key=f"evals/{model.name}",
             group="evals",
             build=build_evals,
-            reads={"asset": model.key, "accuracy": recipe.evals.accuracy, "seed": recipe.seed},
+            reads={**which, "accuracy": recipe.evals.accuracy, "seed": recipe.seed},
             partitions=tuple(tasks),
             by_partition={label: {"task": task} for label, task in tasks.items()},
-            inputs=inputs,
+            inputs=tuple(inputs),
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
             sketch=sketch_evals,
         )
         speed = AssetPlan(
-            key=f"throughput/{name}",
+            key=f"throughput/{model.name}",
             group="evals",
             build=build_throughput,
-            reads={"asset": model.key, "throughput": recipe.evals.throughput, "seed": recipe.seed},
-            inputs=inputs,
+            reads={**which, "throughput": recipe.evals.throughput, "seed": recipe.seed},
+            inputs=tuple(inputs),
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
         )

@@ -11,30 +11,39 @@ from apriel_assets.assets.h1_builders import (
     build_sft,
 )
 from apriel_assets.assets.sketches import sketch_ranking, sketch_training
-from apriel_assets.recipe import H1Section, Recipe
+from apriel_assets.recipe import Recipe
+from apriel_assets.recipe_sections import H1Section
+from apriel_assets.scoring.config import LooConfig
 
 
-def h1_assets(recipe: Recipe, teacher: AssetPlan, traces: AssetPlan) -> list[AssetPlan]:
-    """Return the assets of this stage, upstream first; the checkpoints are those with keys `h1/<name>`."""
-    scores = AssetPlan(
+def layer_scores_asset(recipe: Recipe, teacher: AssetPlan, traces: AssetPlan) -> AssetPlan:
+    """Return the ranking of the teacher's layers, which H1 follows and searches start from."""
+    return AssetPlan(
         key="layer_scores",
-        group="h1",
+        group="teacher",
         build=build_layer_scores,
-        reads={"loo": recipe.h1.loo, "heldout": recipe.tasks.heldout},
+        reads={"loo": recipe.h1.loo if recipe.h1 else LooConfig(), "heldout": recipe.tasks.heldout},
         inputs=(teacher, traces),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
         sketch=sketch_ranking,
     )
-    assets, previous = [scores], teacher
-    for position, k in enumerate(recipe.h1.schedule):
+
+
+def h1_assets(recipe: Recipe, teacher: AssetPlan, traces: AssetPlan, scores: AssetPlan) -> list[AssetPlan]:
+    """Return the assets of this stage, upstream first; the checkpoints are those with keys `h1/<name>`."""
+    h1 = recipe.h1
+    if h1 is None:
+        return []
+    assets, previous = [], teacher
+    for position, k in enumerate(h1.schedule):
         ranking = scores
-        if position and recipe.h1.order == "mmr":
-            ranking = _probes(recipe.h1, recipe, k, (teacher, traces), previous)
+        if position and h1.order == "mmr":
+            ranking = _probes(h1, recipe, k, (teacher, traces), previous)
             assets.append(ranking)
-        previous = _checkpoint(recipe, k, (teacher, traces), previous, ranking)
+        previous = _checkpoint(h1, recipe, k, (teacher, traces), previous, ranking)
         assets.append(previous)
-    return assets + _tuned(recipe, assets, teacher, traces)
+    return assets + _tuned(h1, recipe, assets, teacher, traces)
 
 
 def _probes(
@@ -47,7 +56,7 @@ def _probes(
         reads={
             "mixer": h1.mixer,
             "init": h1.init,
-            "mixers": recipe.mixers,
+            "options": getattr(recipe.mixers, h1.mixer),
             "probe": h1.probe,
             "steps": h1.probe_steps_of(k),
             "step": f"h{k}",
@@ -63,9 +72,13 @@ def _probes(
 
 
 def _checkpoint(
-    recipe: Recipe, k: int, common: tuple[AssetPlan, ...], previous: AssetPlan, ranking: AssetPlan
+    h1: H1Section,
+    recipe: Recipe,
+    k: int,
+    common: tuple[AssetPlan, ...],
+    previous: AssetPlan,
+    ranking: AssetPlan,
 ) -> AssetPlan:
-    h1 = recipe.h1
     given = isinstance(h1.order, tuple)
     return AssetPlan(
         key=f"h1/h{k}",
@@ -77,7 +90,7 @@ def _checkpoint(
             "init": h1.init,
             "order": h1.order,
             "keep": h1.keep_attention,
-            "mixers": recipe.mixers,
+            "options": getattr(recipe.mixers, h1.mixer),
             "distill": h1.distill_of(k),
             "previous": previous.key,
             "ranking": None if given else ranking.key,
@@ -91,28 +104,28 @@ def _checkpoint(
 
 
 def _tuned(
-    recipe: Recipe, assets: Sequence[AssetPlan], teacher: AssetPlan, traces: AssetPlan
+    h1: H1Section, recipe: Recipe, assets: Sequence[AssetPlan], teacher: AssetPlan, traces: AssetPlan
 ) -> list[AssetPlan]:
-    if recipe.h1.sft is None:
+    if h1.sft is None:
         return []
-    base = next(asset for asset in assets if asset.key == f"h1/h{recipe.h1.sft.step}")
+    base = next(asset for asset in assets if asset.key == f"h1/h{h1.sft.step}")
     sft = AssetPlan(
         key="h1/sft",
         group="h1",
         build=build_sft,
-        reads={"train": recipe.h1.sft.train, "parent": base.key, "seed": recipe.seed},
+        reads={"train": h1.sft.train, "parent": base.key, "seed": recipe.seed},
         inputs=(teacher, traces, base),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
         sketch=sketch_training,
     )
-    if recipe.h1.merge is None:
+    if h1.merge is None:
         return [sft]
     merge = AssetPlan(
         key="h1/merge",
         group="h1",
         build=build_merge,
-        reads={"merge": recipe.h1.merge, "parent": base.key},
+        reads={"merge": h1.merge, "parent": base.key},
         inputs=(base, sft),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,

@@ -1,29 +1,31 @@
 """What each step of progressive conversion (H1) does: layer scores, probes, checkpoints, fine-tuning, merge."""
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from apriel_assets.assets.artifact_asset import Job
-from apriel_assets.assets.loading import CHECKPOINT, load_checkpoint, load_teacher_model, problems_of
-from apriel_assets.assets.teacher import TRAIN_TRACES, VALIDATION_TRACES
+from apriel_assets.assets.checkpoints import record_checkpoint
+from apriel_assets.assets.loading import (
+    VALIDATION_TRACES,
+    load_checkpoint,
+    load_teacher_model,
+    problems_of,
+    train_traces,
+)
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.tasks.specs import TaskSpec
-from apriel_assets.hybrid.config import MixerOptions
-from apriel_assets.recipe import MergeSection
+from apriel_assets.hybrid.config import MixerConfig
+from apriel_assets.recipe_sections import MergeSection
 from apriel_assets.scoring.config import LooConfig, ProbeConfig
 from resources.artifact_store import digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from apriel_assets.distillation.batches import Traces
     from apriel_assets.hybrid.conversion import Init
-    from apriel_assets.hybrid.model import HybridForCausalLM
 
 
 def build_layer_scores(job: Job, *, loo: LooConfig, heldout: tuple[TaskSpec, ...]) -> None:
@@ -68,7 +70,7 @@ def build_probes(
     *,
     mixer: str,
     init: "Init",
-    mixers: MixerOptions,
+    options: MixerConfig,
     probe: ProbeConfig,
     steps: int,
     step: str,
@@ -87,11 +89,11 @@ def build_probes(
         teacher,
         candidates,
         mixer,
-        _train_traces(job, tokenizer),
+        train_traces(job, tokenizer),
         probe,
         steps=steps,
         step=step,
-        options=mixers,
+        options={mixer: options},
         init=init,
         seed=seed,
         progress=job.progress,
@@ -108,7 +110,7 @@ def build_checkpoint(
     init: "Init",
     order: str | tuple[int, ...],
     keep: tuple[int, ...],
-    mixers: MixerOptions,
+    options: MixerConfig,
     distill: DistillConfig,
     previous: str,
     ranking: str | None,
@@ -129,10 +131,10 @@ def build_checkpoint(
             ranked.reverse()
     _check_layers(ranked, student.num_layers)
     layers = next_layers(ranked, replaced, keep, k)
-    student.convert(layers, mixer, init=init, seed=seed, options=mixers)
+    student.convert(layers, mixer, init=init, seed=seed, options={mixer: options})
     curve = train(
         student,
-        _train_traces(job, tokenizer),
+        train_traces(job, tokenizer),
         distill,
         teacher=teacher,
         model_name=f"h{k}",
@@ -140,7 +142,7 @@ def build_checkpoint(
         resume_dir=job.work_dir,
         progress=job.progress,
     )
-    _record(job, student, curve, name=f"h{k}", kind="progressive", parent=previous)
+    record_checkpoint(job, student, curve, name=f"h{k}", kind="progressive", parent=previous)
 
 
 def build_sft(job: Job, *, train: DistillConfig, parent: str, seed: int) -> None:
@@ -151,7 +153,7 @@ def build_sft(job: Job, *, train: DistillConfig, parent: str, seed: int) -> None
     student = load_checkpoint(job, parent)
     curve = run_training(
         student,
-        _train_traces(job, tokenizer),
+        train_traces(job, tokenizer),
         train,
         teacher=None,
         model_name="sft",
@@ -159,7 +161,7 @@ def build_sft(job: Job, *, train: DistillConfig, parent: str, seed: int) -> None
         resume_dir=job.work_dir,
         progress=job.progress,
     )
-    _record(job, student, curve, name="sft", kind="sft", parent=parent)
+    record_checkpoint(job, student, curve, name="sft", kind="sft", parent=parent)
 
 
 def build_merge(job: Job, *, merge: MergeSection, parent: str) -> None:
@@ -168,50 +170,9 @@ def build_merge(job: Job, *, merge: MergeSection, parent: str) -> None:
 
     tuned, base = load_checkpoint(job, "h1/sft"), load_checkpoint(job, parent)
     merged = merge_checkpoints(base, tuned, method=merge.method, weight=merge.weight)
-    _record(job, merged, None, name="merge", kind="merge", parent="h1/sft")
-
-
-def _train_traces(job: Job, tokenizer: Any) -> "Traces":
-    from apriel_assets.distillation.batches import Traces
-
-    problems = problems_of(pq.read_table(job.input("traces").path / TRAIN_TRACES))
-    return Traces.from_problems(problems, tokenizer)
+    record_checkpoint(job, merged, None, name="merge", kind="merge", parent="h1/sft")
 
 
 def _check_layers(ranked: Sequence[int], num_layers: int) -> None:
     if unknown := sorted(set(ranked) - set(range(num_layers))):
         raise UserError(f"h1.order names layers {unknown}; the teacher has layers 0 to {num_layers - 1}")
-
-
-def _record(
-    job: Job, model: "HybridForCausalLM", curve: "pa.Table | None", *, name: str, kind: str, parent: str
-) -> None:
-    from apriel_assets.tables.schemas import to_table
-
-    directory = job.draft.path / CHECKPOINT
-    model.save_pretrained(directory)
-    losses = curve.column("loss_nats").to_pylist() if curve else []
-    tail = losses[-max(1, len(losses) // 10) :]
-    tokens = curve.column("tokens")[-1].as_py() if curve else 0
-    before = job.input(parent).table("checkpoints").to_pylist()[0]
-    row = {
-        "model": name,
-        "kind": kind,
-        "parent": before["model"],
-        "placement": list(model.placement),
-        "num_replaced": sum(mixer != "fa" for mixer in model.placement),
-        "loss_nats": sum(tail) / len(tail) if tail else None,
-        "steps": len(losses),
-        "tokens": tokens,
-        "total_tokens": before["total_tokens"] + tokens,
-        "seconds": time.monotonic() - job.started,
-        "num_parameters": model.num_parameters(),
-        "file_bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
-        "path": str(Path("artifacts") / job.asset / job.address / CHECKPOINT),
-    }
-    job.draft.tables["checkpoints"] = to_table("checkpoints", [row])
-    if curve:
-        job.draft.tables["training"] = curve
-    job.draft.figures |= {
-        key: row[key] for key in ("num_replaced", "loss_nats", "tokens") if row[key] is not None
-    }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from apriel_assets.assets.artifact_asset import Job
 from apriel_assets.hybrid.specs import TeacherSpec
@@ -13,9 +14,11 @@ from apriel_assets.hybrid.specs import TeacherSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from apriel_assets.distillation.batches import Traces
     from apriel_assets.hybrid.model import HybridForCausalLM
 
 CHECKPOINT = "checkpoint"
+TRAIN_TRACES, VALIDATION_TRACES = "train.parquet", "validation.parquet"
 TEACHER = "teacher.json"
 
 
@@ -79,3 +82,19 @@ def problems_of(rows: pa.Table) -> list[Any]:
     from apriel_assets.evaluation.tasks.problems import Problem
 
     return [Problem(**row) for row in rows.to_pylist()]
+
+
+def train_traces(job: Job, tokenizer: Any) -> "Traces":
+    """Return the traces to train on."""
+    return _traces(job, tokenizer, TRAIN_TRACES)
+
+
+def validation_traces(job: Job, tokenizer: Any) -> "Traces":
+    """Return the held-out traces."""
+    return _traces(job, tokenizer, VALIDATION_TRACES)
+
+
+def _traces(job: Job, tokenizer: Any, file: str) -> "Traces":
+    from apriel_assets.distillation.batches import Traces
+
+    return Traces.from_problems(problems_of(pq.read_table(job.input("traces").path / file)), tokenizer)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from apriel_assets.assets.artifact_asset import AssetPlan, Job
+from apriel_assets.assets.evals import EvaluatedModel
 from apriel_assets.assets.task_keys import task_key
 from apriel_assets.recipe import Recipe
 from resources.artifact_store import Artifact
@@ -39,18 +40,32 @@ def input_tables(job: Job) -> dict[str, pa.Table]:
 
 
 def result_assets(
-    recipe: Recipe, models: Sequence[AssetPlan], evals: Sequence[AssetPlan], others: Sequence[AssetPlan]
+    recipe: Recipe,
+    models: Sequence[EvaluatedModel],
+    evals: Sequence[AssetPlan],
+    others: Sequence[AssetPlan],
 ) -> list[AssetPlan]:
-    """Return the leaderboard and the report, which read everything before them."""
+    """Return the leaderboard and the report, which read everything before them.
+
+    Args:
+        recipe: names the tasks.
+        models: rows of the leaderboard.
+        evals: of these models.
+        others: what only the report shows.
+    """
+    described = {}  # what has the models' `checkpoints` rows
+    for model in models:
+        source = model.chosen_by.asset if model.chosen_by else model.checkpoint
+        described[source.key] = source
     leaderboard = AssetPlan(
         key="leaderboard",
         group="results",
         build=build_leaderboard,
         reads={
-            "models": tuple(model.key for model in models),
+            "models": tuple(model.name for model in models),
             "tasks": tuple(task_key(task) for task in recipe.evals.tasks),
         },
-        inputs=(*models, *evals),
+        inputs=(*described.values(), *evals),
         kinds=("parquet",),
         recipe=recipe.name,
     )
@@ -59,7 +74,7 @@ def result_assets(
         group="results",
         build=build_report,
         reads={"recipe": recipe.name},
-        inputs=(*models, *evals, *others, leaderboard),
+        inputs=(*described.values(), *evals, *others, leaderboard),
         kinds=("html",),
         recipe=recipe.name,
     )

@@ -32,6 +32,18 @@ def sketch_training(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def sketch_supernet(artifact: Artifact) -> dict[str, Any]:
+    """The loss of the sampled placements, and the last KL of each fixed probe placement."""
+    losses = artifact.table("training").column("loss_nats").to_pylist()
+    rows = artifact.table("supernet_curves").to_pylist()
+    last = max(row["step"] for row in rows)
+    ends = {f"kl_{row['probe']}": row["kl_nats"] for row in rows if row["step"] == last}
+    return {
+        "loss_curve": _picture(losses),
+        **{name: value for name, value in ends.items() if value is not None},
+    }
+
+
 def sketch_evals(artifact: Artifact) -> dict[str, Any]:
     """The figures of one task."""
     return {row["metric"]: row["value"] for row in artifact.table("evals").to_pylist()}

@@ -7,15 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apriel_assets.assets.artifact_asset import AssetPlan, Job
-from apriel_assets.assets.loading import CHECKPOINT, TEACHER, load_teacher_model
+from apriel_assets.assets.loading import (
+    CHECKPOINT,
+    TEACHER,
+    TRAIN_TRACES,
+    VALIDATION_TRACES,
+    load_teacher_model,
+)
 from apriel_assets.assets.task_keys import file_digests
 from apriel_assets.evaluation.tasks.specs import Split, TaskSpec
 from apriel_assets.hybrid.specs import TeacherSpec
 from apriel_assets.recipe import Recipe
 from apriel_assets.scoring.config import StoreConfig
 from resources.artifact_store import digest
-
-TRAIN_TRACES, VALIDATION_TRACES = "train.parquet", "validation.parquet"
 
 
 def build_teacher(job: Job, *, spec: TeacherSpec) -> None:

@@ -47,12 +47,12 @@ class Batch:
 def ancestors(assets: Mapping[str, AssetPlan], key: str) -> set[str]:
     """Return the keys of everything that an asset is made from, itself excluded."""
     found: set[str] = set()
-    waiting = list(assets[key].inputs)
+    waiting = list(assets[key].upstream)
     while waiting:
         upstream = waiting.pop()
         if upstream.key not in found:
             found.add(upstream.key)
-            waiting.extend(upstream.inputs)
+            waiting.extend(upstream.upstream)
     return found
 
 

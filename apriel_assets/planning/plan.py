@@ -83,7 +83,7 @@ def make_plan(
             if reason is not None:
                 seconds = last.provenance["figures"]["seconds"] if isinstance(last, Artifact) else None
                 rows.append(PlanRow(asset=asset.key, partition=partition, reason=reason, seconds=seconds))
-    return Plan(rows=tuple(rows), downstream=_downstream(assets, {row.asset for row in rows}))
+    return Plan(rows=tuple(rows), downstream=_downstream(assets, rows))
 
 
 def _last_artifact(
@@ -129,9 +129,14 @@ def _short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _downstream(assets: Mapping[str, AssetPlan], stale: set[str]) -> tuple[str, ...]:
+def _downstream(assets: Mapping[str, AssetPlan], rows: Sequence[PlanRow]) -> tuple[str, ...]:
+    """Return the assets of which something may become stale that is not yet."""
+    stale = {(row.asset, row.partition) for row in rows}
     reached = set(stale)
     for asset in assets.values():  # upstream first, so one pass closes the set
-        if any(upstream.key in reached for upstream in asset.inputs):
-            reached.add(asset.key)
-    return tuple(key for key in assets if key in reached - stale)
+        for partition in asset.partition_keys:
+            read = asset.reads_of(partition).items()
+            if any((key, part) in reached for key, parts in read for part in parts):
+                reached.add((asset.key, partition))
+    stale_assets = {asset for asset, _ in stale}
+    return tuple(key for key in assets if key in {asset for asset, _ in reached} - stale_assets)

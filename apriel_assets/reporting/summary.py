@@ -11,12 +11,14 @@ from apriel_assets.tables.schemas import to_table
 Tables = Mapping[str, pa.Table]
 Row = dict[str, Any]
 
-_KINDS = ("teacher", "progressive", "sft", "merge")
+_KINDS = ("teacher", "progressive", "sft", "merge", "placement", "release")
+_SOURCES = ("supernet", "matryoshka")  # what models are cut from; not models that anybody runs
 _ABSENT = "-"
 
 
 def leaderboard_table(tables: Tables) -> pa.Table:
-    """Return the `leaderboard` table: teacher first, then H-k by layers replaced, then fine-tuned and merged.
+    """Return the `leaderboard` table: teacher first, then H-k by layers replaced, then fine-tuned, merged, each
+    budget's placement, and what is released.
 
     A model without evals or timings yet has nulls there.
 
@@ -25,7 +27,8 @@ def leaderboard_table(tables: Tables) -> pa.Table:
     """
     evals, throughput = table_rows(tables, "evals"), table_rows(tables, "throughput")
     rows = []
-    for checkpoint in sorted(table_rows(tables, "checkpoints"), key=_position):
+    models = [row for row in table_rows(tables, "checkpoints") if row["kind"] not in _SOURCES]
+    for checkpoint in sorted(models, key=_position):
         row = {name: checkpoint[name] for name in ("model", "kind", "num_replaced", "seconds")}
         row["tokens"] = checkpoint["total_tokens"]
         rows.append(row | _quality(checkpoint["model"], evals) | _speed(checkpoint["model"], throughput))

@@ -56,7 +56,7 @@ TABLES: dict[str, TableSpec] = {
         "tokens_per_s": (_FLOAT, "all tokens of the step over its wall time"),
     },
     "evals": {
-        "model": (_TEXT, "teacher, h<k>, sft, merge"),
+        "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
         "task": (_TEXT, "task name"),
         "metric": (_TEXT, "accuracy, reverse_kl_nats or forward_kl_nats"),
         "value": (_FLOAT, "mean over problems (accuracy) or completion tokens (KL)"),
@@ -66,7 +66,7 @@ TABLES: dict[str, TableSpec] = {
         "seed": (_INT, "seed of the problem draw"),
     },
     "throughput": {
-        "model": (_TEXT, "teacher, h<k>, sft, merge"),
+        "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
         "phase": (_TEXT, "prefill or decode"),
         "context_tokens": (_INT, "tokens in the cache when decoding starts, or prompt length"),
         "batch_size": (_INT, "sequences at once"),
@@ -78,8 +78,8 @@ TABLES: dict[str, TableSpec] = {
         "device": (_TEXT, "device name"),
     },
     "checkpoints": {
-        "model": (_TEXT, "teacher, h<k>, sft, merge"),
-        "kind": (_TEXT, "teacher, progressive, sft or merge"),
+        "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
+        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka or release"),
         "parent": (_TEXT, "checkpoint it started from (null for the teacher)"),
         "placement": (pa.list_(pa.string()), "mixer of each layer, first layer first"),
         "num_replaced": (_INT, "layers without full attention"),
@@ -207,7 +207,10 @@ TABLES: dict[str, TableSpec] = {
         "probe": (_TEXT, "all_<mixer>, random_<n>, or mixer_<name> for its output's error"),
         "placement": (pa.list_(pa.string()), "mixer of each layer (null for mixer_<name>)"),
         "kl_nats": (_FLOAT, "KL(student || teacher) per token of a fixed held-out batch, nats"),
-        "output_error": (_FLOAT, "squared error of the mixers' outputs over full attention's, mean over layers"),
+        "output_error": (
+            _FLOAT,
+            "squared error of the mixers' outputs over full attention's, mean over layers",
+        ),
     },
     "sharing": {
         "placement": (_TEXT, "named placement"),
@@ -217,8 +220,8 @@ TABLES: dict[str, TableSpec] = {
         "total_parameters": (_INT, "parameters of the checkpoint"),
     },
     "leaderboard": {
-        "model": (_TEXT, "teacher, h<k>, sft, merge"),
-        "kind": (_TEXT, "teacher, progressive, sft or merge"),
+        "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
+        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka or release"),
         "num_replaced": (_INT, "layers without full attention"),
         "num_tasks": (_INT, "tasks that the accuracy is the mean of"),
         "accuracy": (_FLOAT, "mean over tasks of the generated accuracy"),

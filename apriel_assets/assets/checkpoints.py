@@ -1,0 +1,72 @@
+"""How builders write the models that they trained, and the rows that say what each is."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.loading import CHECKPOINT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from apriel_assets.hybrid.model import HybridForCausalLM
+    from apriel_assets.hybrid.placement import Placement
+
+
+def record_checkpoint(
+    job: Job,
+    model: "HybridForCausalLM",
+    curve: "pa.Table | None",
+    *,
+    name: str,
+    kind: str,
+    parent: str,
+    placements: "Mapping[str, Placement] | None" = None,
+) -> None:
+    """Write the model, its training curve and its `checkpoints` row.
+
+    Args:
+        job: of the asset that made the model.
+        model: saved as it is.
+        curve: `training` rows; None: it was not trained.
+        name: model name in the row.
+        kind: as the table's column says.
+        parent: asset that it was made from.
+        placements: rows of these names and placements in the place of one row of the active placement.
+    """
+    from apriel_assets.tables.schemas import to_table
+
+    directory = job.draft.path / CHECKPOINT
+    model.save_pretrained(directory)
+    losses = curve.column("loss_nats").to_pylist() if curve else []
+    tail = losses[-max(1, len(losses) // 10) :]
+    tokens = curve.column("tokens")[-1].as_py() if curve else 0
+    before = job.input(parent).table("checkpoints").to_pylist()[0]
+    row = {
+        "kind": kind,
+        "parent": before["model"],
+        "loss_nats": sum(tail) / len(tail) if tail else None,
+        "steps": len(losses),
+        "tokens": tokens,
+        "total_tokens": before["total_tokens"] + tokens,
+        "seconds": time.monotonic() - job.started,
+        "num_parameters": model.num_parameters(),
+        "file_bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+        "path": str(Path("artifacts") / job.asset / job.address / CHECKPOINT),
+    }
+    rows = [
+        {
+            **row,
+            "model": own,
+            "placement": list(placement),
+            "num_replaced": sum(mixer != "fa" for mixer in placement),
+        }
+        for own, placement in (placements or {name: model.placement}).items()
+    ]
+    job.draft.tables["checkpoints"] = to_table("checkpoints", rows)
+    if curve:
+        job.draft.tables["training"] = curve
+    shown = {"tokens": tokens, "loss_nats": row["loss_nats"], "num_replaced": rows[0]["num_replaced"]}
+    job.draft.figures |= {key: value for key, value in shown.items() if value is not None}

@@ -1,0 +1,227 @@
+"""The assets of the supernet procedure (H2): what is made from what, and which recipe keys each reads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.assets.h2_builders import (
+    build_allocations,
+    build_audit,
+    build_cost_check,
+    build_cost_model,
+    build_finalists,
+    build_mixer_costs,
+    build_placements,
+    build_supernet,
+)
+from apriel_assets.assets.h2_checks import AUDIT_CHECK, COST_CHECK, SHARING_CHECK
+from apriel_assets.assets.release_builders import build_matryoshka, build_release_sft
+from apriel_assets.assets.sketches import sketch_supernet
+from apriel_assets.recipe import Recipe
+from apriel_assets.recipe_sections import SearchSection, SupernetSection, budget_key
+from apriel_assets.search.config import MEASURED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """What H2 is made from."""
+
+    teacher: AssetPlan
+    traces: AssetPlan
+    completions: AssetPlan
+    layer_scores: AssetPlan
+
+
+def h2_assets(recipe: Recipe, upstream: Upstream) -> list[AssetPlan]:
+    """Return the assets of this stage, upstream first; none if the recipe has no supernet."""
+    if recipe.supernet is None:
+        return []
+    supernet = _supernet(recipe, recipe.supernet, upstream)
+    if recipe.search is None:
+        return [supernet]
+    costs, cost_model = _costs(recipe, recipe.supernet, upstream.teacher)
+    check = []
+    if recipe.costs.table == MEASURED and recipe.costs.check_placements:
+        check = [_cost_check(recipe, supernet, costs)]
+    found = _search(recipe, recipe.supernet, recipe.search, upstream, supernet, cost_model)
+    return [supernet, *costs, cost_model, *check, *found, *_release(recipe, upstream, supernet, found[2])]
+
+
+def _supernet(recipe: Recipe, section: SupernetSection, upstream: Upstream) -> AssetPlan:
+    return AssetPlan(
+        key="supernet",
+        group="supernet",
+        build=build_supernet,
+        reads={
+            **_held(section),
+            "options": {
+                mixer: getattr(recipe.mixers, mixer) for mixer in section.all_mixers if mixer != "fa"
+            },
+            "init": section.init,
+            "train": section.train,
+            "seed": recipe.seed,
+        },
+        inputs=(upstream.teacher, upstream.traces),
+        kinds=("pytorch", "safetensors"),
+        recipe=recipe.name,
+        sketch=sketch_supernet,
+    )
+
+
+def _held(section: SupernetSection) -> dict:
+    return {"mixers": section.mixers, "layers": section.layers}
+
+
+def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tuple[list[AssetPlan], AssetPlan]:
+    measured = []
+    if recipe.costs.table == MEASURED:
+        measured = [
+            AssetPlan(
+                key=f"costs/{mixer}",
+                group="search",
+                build=build_mixer_costs,
+                reads={
+                    "mixer": mixer,
+                    "options": getattr(recipe.mixers, mixer),
+                    "costs": recipe.costs,
+                    "seed": recipe.seed,
+                },
+                inputs=(teacher,),
+                kinds=("pytorch", "parquet"),
+                recipe=recipe.name,
+            )
+            for mixer in section.all_mixers
+            if mixer != "fa"
+        ]
+    model = AssetPlan(
+        key="cost_model",
+        group="search",
+        build=build_cost_model,
+        reads={"costs": recipe.costs, "mixers": section.all_mixers},
+        inputs=tuple(measured),
+        kinds=("json",),
+        recipe=recipe.name,
+    )
+    return measured, model
+
+
+def _cost_check(recipe: Recipe, supernet: AssetPlan, costs: list[AssetPlan]) -> AssetPlan:
+    return AssetPlan(
+        key="cost_check",
+        group="search",
+        build=build_cost_check,
+        reads={"costs": recipe.costs, "seed": recipe.seed},
+        inputs=(supernet, *costs),
+        kinds=("pytorch", "parquet"),
+        recipe=recipe.name,
+        checks=(COST_CHECK,),
+    )
+
+
+def _search(
+    recipe: Recipe,
+    section: SupernetSection,
+    search: SearchSection,
+    upstream: Upstream,
+    supernet: AssetPlan,
+    cost_model: AssetPlan,
+) -> list[AssetPlan]:
+    """Return allocations, placements, finalists (a partition per budget) and the audit."""
+    budgets: dict[str | None, dict[str, Any]] = {
+        budget_key(budget): {"budget": budget} for budget in search.budgets
+    }
+    scored = (supernet, upstream.teacher, upstream.completions, upstream.layer_scores)
+    allocations = AssetPlan(
+        key="allocations",
+        build=build_allocations,
+        reads={**_held(section), "allocations": search.allocations},
+        by_partition=budgets,
+        inputs=(upstream.teacher, cost_model),
+        kinds=("parquet",),
+        partitions=search.budget_keys,
+        group="search",
+        recipe=recipe.name,
+    )
+    placements = AssetPlan(
+        key="placements",
+        build=build_placements,
+        reads={
+            "search": search.strategy_config,
+            "allocations": search.allocations,
+            "estimator": search.estimator,
+            "seed": recipe.seed,
+        },
+        by_partition=budgets,
+        inputs=(*scored, cost_model, allocations),
+        kinds=("pytorch", "parquet"),
+        partitions=search.budget_keys,
+        group="search",
+        recipe=recipe.name,
+    )
+    finalists = AssetPlan(
+        key="finalists",
+        build=build_finalists,
+        reads={
+            "num": search.finalists,
+            "accuracy": search.accuracy,
+            "heldout": recipe.tasks.heldout,
+            "strategy": search.strategy,
+            "seed": recipe.seed,
+        },
+        by_partition={key: {**own, "name": placement_model(str(key))} for key, own in budgets.items()},
+        inputs=(supernet, upstream.teacher, upstream.completions, placements),
+        kinds=("pytorch", "parquet"),
+        partitions=search.budget_keys,
+        group="search",
+        recipe=recipe.name,
+    )
+    audit = AssetPlan(
+        key="audit",
+        build=build_audit,
+        reads={
+            "audit": search.audit,
+            "estimator": search.estimator,
+            "heldout": recipe.tasks.heldout,
+            "seed": recipe.seed,
+        },
+        inputs=scored,
+        kinds=("pytorch", "parquet"),
+        checks=(AUDIT_CHECK,),
+        group="search",
+        recipe=recipe.name,
+    )
+    return [allocations, placements, finalists, audit]
+
+
+def placement_model(budget: str) -> str:
+    """Return what a budget's chosen placement is called in tables before release: b0.6."""
+    return f"b{budget}"
+
+
+def _release(
+    recipe: Recipe, upstream: Upstream, supernet: AssetPlan, finalists: AssetPlan
+) -> list[AssetPlan]:
+    assert recipe.search is not None
+    names = {budget_key(budget): recipe.release.name_of(budget) for budget in recipe.search.budgets}
+    matryoshka = AssetPlan(
+        key="matryoshka",
+        group="release",
+        build=build_matryoshka,
+        reads={"names": names},
+        inputs=(supernet, finalists),
+        kinds=("pytorch", "safetensors"),
+        recipe=recipe.name,
+        checks=(SHARING_CHECK,),
+    )
+    if recipe.release.sft is None:
+        return [matryoshka]
+    sft = AssetPlan(
+        key="release/sft",
+        group="release",
+        build=build_release_sft,
+        reads={"train": recipe.release.sft, "seed": recipe.seed},
+        inputs=(upstream.teacher, upstream.traces, matryoshka),
+        kinds=("pytorch", "safetensors"),
+        recipe=recipe.name,
+    )
+    return [matryoshka, sft]

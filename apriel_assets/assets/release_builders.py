@@ -1,0 +1,53 @@
+"""What becomes of the chosen placements: one checkpoint with several speeds, trained further as one."""
+
+from collections.abc import Mapping
+
+from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.checkpoints import record_checkpoint
+from apriel_assets.assets.loading import load_checkpoint, load_model_once, load_teacher_model, train_traces
+from apriel_assets.distillation.config import MatryoshkaTrainConfig
+
+
+def build_matryoshka(job: Job, *, names: Mapping[str, str]) -> None:
+    """The supernet pruned to all-FA ("safe") and the chosen placements; what they share is stored once."""
+    from apriel_assets.hybrid.matryoshka import make_matryoshka, sharing_table
+
+    chosen = {
+        names[str(budget)]: tuple(artifact.table("placements").to_pylist()[0]["placement"])
+        for budget, artifact in job.inputs["finalists"].items()
+    }
+    model = make_matryoshka(load_model_once(job, "supernet"), chosen)
+    record_checkpoint(job, model, None, name="matryoshka", kind="matryoshka", parent="supernet")
+    job.draft.tables["sharing"] = sharing_table(model)
+    _record_sharing(job)
+
+
+def build_release_sft(job: Job, *, train: MatryoshkaTrainConfig, seed: int) -> None:
+    """The matryoshka trained further on the reference traces, one of its placements at each step."""
+    from apriel_assets.distillation.supernet import train_matryoshka
+    from apriel_assets.hybrid.matryoshka import sharing_table
+
+    teacher, tokenizer = load_teacher_model(job)
+    model = load_checkpoint(job, "matryoshka")
+    curve = train_matryoshka(
+        model,
+        train_traces(job, tokenizer),
+        train,
+        teacher=None if train.loss == "cross_entropy" else teacher,
+        model_name="release",
+        seed=seed + 1,
+        resume_dir=job.work_dir,
+        progress=job.progress,
+    )
+    # One row per placement: each is a model to whoever serves it.
+    record_checkpoint(
+        job, model, curve, name="release", kind="release", parent="matryoshka", placements=model.placements
+    )
+    job.draft.tables["sharing"] = sharing_table(model)
+    _record_sharing(job)
+
+
+def _record_sharing(job: Job) -> None:
+    rows = job.draft.tables["sharing"].to_pylist()
+    job.draft.figures |= {f"added_bytes_{row['placement']}": row["added_bytes"] for row in rows}
+    job.draft.figures["shared_share"] = rows[0]["shared_share"]

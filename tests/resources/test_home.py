@@ -1,0 +1,41 @@
+"""A disk that takes no more is recognised through every layer that may wrap the error."""
+
+import errno
+import sqlite3
+
+import pytest
+
+from resources.home import disk_problem
+
+
+def wrapped(cause):
+    try:
+        raise RuntimeError("step failed") from cause
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EROFS, "Read-only file system"),
+        sqlite3.OperationalError("database or disk is full"),
+        sqlite3.OperationalError("attempt to write a readonly database"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_recognised_bare_and_wrapped(error):
+    for seen in (error, wrapped(error), wrapped(wrapped(error))):
+        message = str(disk_problem(seen))
+        assert "the disk takes no more" in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOENT, "No such file"), ValueError("no space"), KeyError(28)]
+)
+def test_other_errors_are_left_alone(error):
+    assert disk_problem(error) is None
+    assert disk_problem(wrapped(error)) is None
