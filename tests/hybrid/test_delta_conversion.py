@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional
+from transformers.cache_utils import DynamicCache
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.config import GatedDeltaNetConfig, KimiDeltaConfig, MixerOptions
@@ -169,6 +170,24 @@ def test_output_starts_at_its_scale_of_the_attentions(scale, mixer):
     model.convert([1], mixer, options={mixer: {"output_scale": scale}}, calibration=ids, keep=True)
     measure("mixer")
     torch.testing.assert_close(sizes["mixer"], scale * sizes["fa"], rtol=1e-4, atol=0)
+
+
+@EVERY_MIXER
+@torch.no_grad()
+def test_padding_leaves_the_state_alone_wherever_it_stands(mixer):
+    """Behind real tokens the convolution still sees them, so a padded position has a key to write with."""
+    module = made(attention_of("qwen2"), mixer, rate_min=0.2, rate_max=0.5)
+    module.conv.weight.add_(0.1)
+    hidden_states = torch.randn(1, 9, HIDDEN, generator=torch.Generator().manual_seed(4))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0, 0]])
+    states = []
+    for length in (5, 9):
+        cache = DynamicCache()
+        cache.layers = [module.make_cache_layer()]
+        context = ForwardContext(placement=(mixer,), padding_mask=mask[:, :length])
+        module(context, 0, hidden_states[:, :length], past_key_values=cache)
+        states.append(cache.layers[0].recurrent_states[0])
+    torch.testing.assert_close(states[1], states[0])
 
 
 @EVERY_MIXER
