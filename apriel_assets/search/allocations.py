@@ -9,7 +9,7 @@ only this order is known before anything is scored; nothing is assumed about whi
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, repeat
 from json import dumps
 from typing import Any, NamedTuple
 
@@ -69,10 +69,9 @@ def enumerate_allocations(
     full = counts[:, mixers.index(FULL_ATTENTION)] if FULL_ATTENTION in mixers else np.zeros(len(counts))
     order = np.lexsort((*(-counts.T[::-1]), -full))
     rows, prices, flags = counts[order].tolist(), cost[order].tolist(), pareto[order].tolist()
-    return [
-        Allocation(dict(zip(mixers, row, strict=True)), price, flag)
-        for row, price, flag in zip(rows, prices, flags, strict=True)
-    ]
+    # Hundreds of thousands of them: built without a Python-level loop.
+    dicts = map(dict, map(zip, repeat(mixers), rows))
+    return list(map(Allocation._make, zip(dicts, prices, flags, strict=True)))
 
 
 def pinned_layers(available: Sequence[Collection[str]], config: AllocationConfig) -> list[tuple[str, ...]]:

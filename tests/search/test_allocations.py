@@ -1,6 +1,7 @@
 """Allocations against brute force over all placements of small models, and what is refused."""
 
 import itertools
+import time
 from collections import Counter
 
 import pytest
@@ -141,3 +142,11 @@ def test_mixer_without_a_cost_is_refused():
 def test_bad_configs_are_refused(values):
     with pytest.raises(UserError):
         AllocationConfig(**values)
+
+
+def test_published_size_takes_less_than_two_seconds():
+    table = CostTable(name="test", per_mixer={**COSTS.per_mixer, "mamba": 0.1})
+    began = time.process_time()  # of this process alone: other work on the machine does not count
+    found = enumerate_allocations(table, 0.454, [tuple(table.mixers)] * 50)
+    assert time.process_time() - began < 2.0
+    assert len(found) > 100_000
