@@ -33,6 +33,8 @@ class ThroughputConfig:
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     contexts: tuple[int, ...] = (128, 1024, 4096)  # tokens in the cache when decoding starts; prompt lengths
+    # Further contexts, for decoding only: reached by a cache that is lengthened, not by a prompt that is read.
+    decode_contexts: tuple[int, ...] = ()
     batch_size: int = 8  # sequences at once
     decode_tokens: int = 16  # tokens per sequence in one timed decode
     repeats: int = 3  # timed runs per point; the median counts
@@ -41,6 +43,12 @@ class ThroughputConfig:
     def __post_init__(self) -> None:
         if not self.contexts or list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < 1:
             raise UserError(f"contexts={list(self.contexts)} must be positive and strictly increasing")
+        longer = (self.contexts[-1], *self.decode_contexts)
+        if list(longer) != sorted(set(longer)):
+            raise UserError(
+                f"decode_contexts={list(self.decode_contexts)} must be strictly increasing and longer than "
+                f"contexts={list(self.contexts)}"
+            )
         for name in ("batch_size", "decode_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")

@@ -154,6 +154,12 @@ class Decoding:
         self._advance(tokens[:, None], self._next_position)
         self._next_position = self._next_position + 1
 
+    def lengthen(self, num_tokens: int) -> None:
+        """Let the cache be `num_tokens` longer, of no meaning: to time steps at contexts that nobody read."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), num_tokens)], dim=-1)
+        self._next_position = self._next_position + num_tokens
+        self._cache.lengthen(num_tokens)
+
     def select(self, rows: Tensor) -> None:
         """Make row i what row `rows[i]` was: drops, repeats or permutes rows."""
         # Named for beam search, but the only operation that every cache layer of transformers has: its linear

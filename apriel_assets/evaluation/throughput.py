@@ -38,6 +38,8 @@ def measure_throughput(
 ) -> pa.Table:
     """Return `throughput` rows: prefill and decode at every context, the median of the repeats.
 
+    At `decode_contexts` there is decoding only: the cache that the longest prompt filled is lengthened.
+
     Args:
         model: what is timed, under its active placement.
         config: contexts, batch size, repeats.
@@ -48,14 +50,17 @@ def measure_throughput(
     """
     shape = model_shape(model)
     rows = []
+    contexts = (*config.contexts, *config.decode_contexts)
     with evaluating(model), torch.inference_mode():
-        for number, context in enumerate(config.contexts):
-            tokens = _random_tokens(model, config.batch_size, context, seed)
-            prefill, decode, cache_bytes = _time_context(model, tokens, config)
+        for number, context in enumerate(contexts):
+            read = min(context, config.contexts[-1])
+            tokens = _random_tokens(model, config.batch_size, read, seed)
+            prefill, decode, cache_bytes = _time_context(model, tokens, context, config)
             point = partial(_row, shape, model.placement, context, config.batch_size)
-            for row in (point("prefill", context, prefill), point("decode", config.decode_tokens, decode)):
+            timed = [point("prefill", context, prefill)] if read == context else []
+            for row in (*timed, point("decode", config.decode_tokens, decode)):
                 rows.append({**row, "model": model_name, "cache_bytes": cache_bytes, "device": device_name})
-            progress(number + 1, len(config.contexts), tokens_per_s=rows[-1]["tokens_per_s"])
+            progress(number + 1, len(contexts), tokens_per_s=rows[-1]["tokens_per_s"])
     return to_table("throughput", rows)
 
 
@@ -103,21 +108,28 @@ def _random_tokens(model: "HybridForCausalLM", batch_size: int, context: int, se
 
 
 def _time_context(
-    model: "HybridForCausalLM", tokens: Tensor, config: ThroughputConfig
+    model: "HybridForCausalLM", tokens: Tensor, context: int, config: ThroughputConfig
 ) -> tuple[list[float], list[float], int]:
-    """Return seconds of each prefill, seconds of each decode (all its steps), bytes of the full cache."""
+    """Return seconds of each prefill, seconds of each decode (all its steps), bytes of the full cache.
+
+    A prompt `[batch, seq]` shorter than the context is read once, and its cache lengthened.
+    """
     mask = torch.ones_like(tokens)
     prefill: list[float] = []
     decode: list[float] = []
-    cache_bytes = 0
+    state, seconds, cache_bytes = None, 0.0, 0
     began = time.perf_counter()
     # One unmeasured round first: allocations and kernel choices belong to no repeat.
     for repeat in range(config.repeats + 1):
         if repeat > 1 and time.perf_counter() - began > config.max_seconds_per_point:
             break
-        state, seconds = _timed(partial(Decoding, model, tokens, mask), model.device)
-        cache_bytes = _cache_bytes(state.cache)
+        if not repeat or tokens.shape[1] == context:
+            state, seconds = _timed(partial(Decoding, model, tokens, mask), model.device)
+            if tokens.shape[1] < context:
+                state.lengthen(context - tokens.shape[1])
+            cache_bytes = _cache_bytes(state.cache)
         steps = config.decode_tokens if repeat else 1
+        assert state is not None
         _, step_seconds = _timed(partial(_decode, state, steps), model.device)
         if repeat:
             prefill.append(seconds)

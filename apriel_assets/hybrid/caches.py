@@ -11,35 +11,13 @@ from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicCache, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionLayer
 
+from apriel_assets.hybrid.attention_caches import GrowingLayer, WindowLayer
 from apriel_assets.hybrid.placement import FULL_ATTENTION
 
 SKIPPED = "skipped"
 """Stands in a cache's layout for a layer whose mixer is left out."""
-
-
-class WindowLayer(DynamicSlidingWindowLayer):
-    """The last `sliding_window - 1` keys and values."""
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens, exactly.
-
-        Args:
-            tokens_to_remove: minus their number; 0 drops what was only recorded to be able to go back.
-
-        Raises:
-            RuntimeError: keys that the window would need again are gone; the cache is left as it was.
-        """
-        left = self.get_seq_length() - abs(tokens_to_remove)
-        kept = 0 if self.keys is None else self.keys.shape[-2] - abs(tokens_to_remove)
-        if self.is_initialized and kept < min(left, self.sliding_window - 1):
-            raise RuntimeError(
-                f"cannot take back {abs(tokens_to_remove)} tokens: keys before the window of "
-                f"{self.sliding_window} are gone; call activate_past_recording() before such tokens"
-            )
-        if self.is_initialized:
-            super().crop(tokens_to_remove)
 
 
 class RecurrentLayer(LinearAttentionLayer):
@@ -164,6 +142,25 @@ class HybridCache(Cache):
             layer_idx = next((layer for layer in own if not self.is_sliding[layer]), layer_idx)
         return cast(Any, self.layers[layer_idx]).get_mask_sizes(query_length)
 
+    def lengthen(self, num_tokens: int) -> None:
+        """Make every layer as if `num_tokens` more tokens had passed: repeats of its own, or just counted.
+
+        For timing decode steps at long contexts without reading such prompts; what is decoded then means
+        nothing.
+
+        Raises:
+            RuntimeError: a layer of a kind that cannot be lengthened.
+        """
+        for layer, kind in zip(cast(list[Any], self.layers), self.layout, strict=True):
+            if isinstance(layer, RecurrentLayer | SkippedLayer):
+                layer.advance(num_tokens)
+            elif isinstance(layer, GrowingLayer | WindowLayer):
+                layer.lengthen(num_tokens)
+            else:
+                raise RuntimeError(
+                    f"{type(layer).__name__} of {kind!r} cannot be lengthened; prefill instead"
+                )
+
     @property
     def is_sliding(self) -> list[bool]:
         sliding = [getattr(layer, "is_sliding", False) for layer in self.layers]
@@ -199,7 +196,8 @@ class HybridCache(Cache):
 
 def native_layers(config: PreTrainedConfig) -> list:
     """Return the cache layers that the backbone itself would use, its own sliding windows included."""
-    return DynamicCache(config=config.get_text_config(decoder=True)).layers
+    layers = DynamicCache(config=config.get_text_config(decoder=True)).layers
+    return [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in layers]
 
 
 def check_cache(cache: Cache, layout: Sequence[str]) -> None:

@@ -45,6 +45,29 @@ def test_one_row_a_phase_and_context_with_the_modelled_speedup(hybrid):
         assert row["modelled_speedup"] == expected
 
 
+def test_further_contexts_are_decoded_only_from_a_lengthened_cache(hybrid):
+    config = ThroughputConfig(
+        contexts=(8,), decode_contexts=(40, 80), batch_size=3, decode_tokens=4, repeats=2
+    )
+    rows = measure(hybrid, config)
+    assert [(r["phase"], r["context_tokens"]) for r in rows] == [
+        ("prefill", 8),
+        ("decode", 8),
+        ("decode", 40),
+        ("decode", 80),
+    ]
+    bytes_at = {row["context_tokens"]: row["cache_bytes"] for row in rows}
+    shape = model_shape(hybrid)
+    # Only the full-attention layer's cache grows, by the keys and values of 40 tokens of 3 sequences.
+    assert bytes_at[80] - bytes_at[40] == 3 * 40 * cache_bytes_per_layer(shape, "fa", 1)
+
+
+@pytest.mark.parametrize("longer", [(8,), (40, 30), (4,)])
+def test_further_contexts_must_go_on_from_the_others(longer):
+    with pytest.raises(UserError, match="decode_contexts"):
+        ThroughputConfig(contexts=(8,), decode_contexts=longer)
+
+
 def test_tokens_per_s_is_all_sequences_tokens_over_the_median(hybrid, monkeypatch):
     config = ThroughputConfig(
         contexts=(8,), batch_size=3, decode_tokens=4, repeats=3, max_seconds_per_point=1e9

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from apriel_assets.hybrid.caches import WindowLayer
+from apriel_assets.hybrid.attention_caches import GrowingLayer, WindowLayer
 from tests.hybrid.test_mixers_with_cache import OPTIONS, PLACEMENTS, RECURRENT, TOLERANCE, hybrid
 from tests.hybrid.tiny_teachers import random_ids, tiny_teacher
 
@@ -161,3 +161,63 @@ def test_a_cache_serves_only_its_placement():
     model.set_placement(("mamba", "swa", "fa"))
     with pytest.raises(ValueError, match="filled under placement mamba swa swa"):
         model(ids, past_key_values=cache)
+
+
+def _states(num_tokens, seed, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 2, num_tokens, 4, generator=generator) for _ in range(2)]
+
+
+def test_growing_layer_holds_what_transformers_layer_holds_through_every_operation():
+    grown, plain = GrowingLayer(), DynamicLayer()
+    operations = [
+        lambda layer: layer.update(*_states(5, 0)),
+        lambda layer: layer.update(*_states(1, 1)),
+        lambda layer: layer.crop(-3),
+        lambda layer: layer.update(*_states(1, 2)),
+        lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
+        lambda layer: layer.update(*_states(1, 3)),
+        lambda layer: layer.batch_repeat_interleave(2),
+        lambda layer: layer.update(*_states(90, 4, batch=4)),  # more than there is room for
+        lambda layer: layer.batch_select_indices(torch.tensor([2, 3])),
+        lambda layer: layer.update(*_states(1, 5)),
+        lambda layer: layer.reset(),
+        lambda layer: layer.update(*_states(3, 6)),
+    ]
+    for operation in operations:
+        operation(grown)
+        operation(plain)
+        assert grown.get_seq_length() == plain.get_seq_length()
+        if plain.get_seq_length():
+            assert torch.equal(grown.keys, plain.keys)
+            assert torch.equal(grown.values, plain.values)
+
+
+def test_growing_layer_appends_without_copying_what_it_holds():
+    layer = GrowingLayer()
+    layer.update(*_states(8, 0))
+    before = layer.keys
+    layer.update(*_states(1, 1))
+    assert layer.keys.data_ptr() == before.data_ptr()
+    assert layer.keys.shape[-2] == 9
+    kept = layer.keys
+    layer.reorder_cache(torch.tensor([0, 1]))  # other rows, other memory: what was held must stay as it was
+    layer.update(*_states(1, 2))
+    assert torch.equal(kept, torch.cat([before, _states(1, 1)[0]], dim=-2))
+
+
+@EVERY_PLACEMENT
+@torch.no_grad()
+def test_lengthened_cache_counts_its_tokens_and_decodes_on(placement):
+    model, ids = hybrid(placement), random_ids(2, 7)
+    cache = model(ids, past_key_values=model.make_cache()).past_key_values
+    cache.lengthen(40)
+    assert [cache.get_seq_length(layer) for layer in range(3)] == [47] * 3
+    logits = model(ids[:, :1], past_key_values=cache, position_ids=torch.full((2, 1), 47)).logits
+    assert logits.isfinite().all()
+    assert cache.get_seq_length() == 48
+    for layer, kind in zip(cache.layers, cache.layout, strict=True):
+        if kind == "fa":
+            assert layer.keys.shape[-2] == 48
+        if kind == "swa":
+            assert layer.keys.shape[-2] == layer.sliding_window - 1

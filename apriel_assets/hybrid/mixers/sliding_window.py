@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sliding_window_causal_mask_function
 
 from apriel_assets.errors import UserError
-from apriel_assets.hybrid.caches import WindowLayer
+from apriel_assets.hybrid.attention_caches import WindowLayer
 from apriel_assets.hybrid.forward_context import ForwardContext
 
 _SUPPORTED = ("sdpa", "eager")
