@@ -14,8 +14,11 @@ class CausalLM(Protocol):
     def get_output_embeddings(self) -> Any: ...
 
 
-def final_hidden_states(model: CausalLM, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`."""
+def final_hidden_states(model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`.
+
+    Without a mask every token counts as real; where padding is on the right, it changes nothing before it.
+    """
     if hasattr(model, "final_hidden_states"):
         return cast(Any, model).final_hidden_states(input_ids, attention_mask)
     base = cast(Any, model).base_model

@@ -39,7 +39,7 @@ from apriel_assets.hybrid.placement import (
     check_placement,
     replace_layers,
 )
-from apriel_assets.hybrid.surgery import check_attention_call, find_decoder_layers
+from apriel_assets.hybrid.surgery import check_attention_call, decoder_layers_name, find_decoder_layers
 
 
 class HybridForCausalLM(PreTrainedModel, GenerationMixin):
@@ -60,6 +60,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.backbone = AutoModelForCausalLM.from_config(config.backbone) if backbone is None else backbone
         self._skipped: frozenset[int] = frozenset()
+        self._layers_name = decoder_layers_name(self.backbone)
         for index, layer in enumerate(self.decoder_layers):
             attention = cast(nn.Module, layer.self_attn)
             options = config.mixer_options(index)
@@ -95,7 +96,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
-        return find_decoder_layers(self.backbone)
+        return cast(nn.ModuleList, self.backbone.get_submodule(self._layers_name))
 
     @property
     def banks(self) -> list[MixerBank]:

@@ -49,6 +49,12 @@ def find_decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
+def decoder_layers_name(model: PreTrainedModel) -> str:
+    """Return the name under which the model holds its decoder layers: finding them walks every module."""
+    layers = find_decoder_layers(model)
+    return next(name for name, module in model.named_modules() if module is layers)
+
+
 def check_attention_call(layers: nn.ModuleList) -> None:
     """Check that every attention module takes the usual arguments.
 

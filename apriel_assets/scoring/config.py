@@ -88,7 +88,7 @@ class EstimatorConfig:
     ess_floor: float = 0.1  # snis ranks only placements whose ESS is at least this share of the completions
     clip: float = 10.0  # largest weight in ois_clipped
     problems: int | None = None  # of the store, spread evenly; None: all
-    batch_size: int = 64  # completions at once
+    batch_size: int = 16  # completions at once; as many as a CPU's cache holds, a GPU wants more
     confidence: float = 0.95  # of the bootstrap intervals
     resamples: int = 1000  # bootstrap resamples of problems
     tolerance_nats: float = 0.02  # mean difference per token between stored and recomputed teacher log-probs

@@ -189,7 +189,8 @@ class PlacementScorer:
             with evaluating(model):
                 for indices in self._batches:
                     batch = self._set.traces.batch(indices).to(model.device)
-                    hidden = final_hidden_states(model, batch.input_ids, batch.attention_mask)[batch.mask]
+                    # No mask, as in `walk`.
+                    hidden = final_hidden_states(model, batch.input_ids)[batch.mask]
                     targets = batch.targets[batch.mask]
                     log_p = token_figures(hidden, self._head, targets, TeacherHead(hidden, self._head)).log_q
                     recomputed.append(log_p.double().cpu().numpy())

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from apriel_assets.distillation.batches import Traces, length_sorted_batches
+from apriel_assets.distillation.batches import Traces
 from apriel_assets.errors import UserError
 from apriel_assets.scoring.estimators import Array, PlacementFigures, StoredCompletions
+
+# A batch that is this full ends before a trace that is longer than its first by more than this factor: padding
+# costs as much as tokens.
+_LEAST_FILLED, _MOST_STRETCH = 0.2, 1.25
 
 
 class CompletionSet:
@@ -53,8 +57,16 @@ class CompletionSet:
         return len(self.stored.log_p)
 
     def batches(self, batch_size: int) -> Iterator[list[int]]:
-        """Yield the distinct traces' indices in batches of similar length."""
-        return length_sorted_batches(self.traces, batch_size)
+        """Yield the distinct traces' indices in batches of similar length, the shortest first."""
+        lengths = self.traces.lengths()
+        batch: list[int] = []
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            long = batch and lengths[index] > _MOST_STRETCH * lengths[batch[0]]
+            if len(batch) == batch_size or (long and len(batch) >= batch_size * _LEAST_FILLED):
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch
 
     def expand(self, log_q: Array, kl: Array, num_top: Array) -> PlacementFigures:
         """Return the figures of every completion from those of the distinct traces."""

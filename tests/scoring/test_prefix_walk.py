@@ -29,7 +29,10 @@ def test_every_step_equals_a_whole_pass(kind):
     found = list(walk(model, steps, BATCH))
     for step, hidden in zip(steps, found, strict=True):
         model.set_placement(step.placement)
-        assert torch.equal(hidden, model.final_hidden_states(BATCH.input_ids, BATCH.attention_mask))
+        assert torch.equal(hidden, model.final_hidden_states(BATCH.input_ids))
+        masked = model.final_hidden_states(BATCH.input_ids, BATCH.attention_mask)
+        real = BATCH.attention_mask.bool()
+        torch.testing.assert_close(hidden[real], masked[real], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -59,6 +62,21 @@ def test_a_walk_keeps_what_later_steps_start_from_and_nothing_else():
             for layer in kept:  # somebody starts there, before the path below it changes
                 user = next(later for later in steps[number + 1 :] if later.start <= layer)
                 assert user.start == layer
+
+
+@torch.no_grad()
+def test_a_walk_holds_no_more_activations_than_it_needs(monkeypatch):
+    model, held = make_supernet(), []
+    steps = plan_walk(draw_placements(model, 12))
+    kept = prefix_walk._inputs_kept
+
+    def spy(model, layers, inputs):
+        held.append(set(inputs))
+        return kept(model, layers, inputs)
+
+    monkeypatch.setattr(prefix_walk, "_inputs_kept", spy)
+    list(walk(model, steps, BATCH))
+    assert held[1:] == [set(step.keep) for step in steps[:-1]]
 
 
 @torch.no_grad()
