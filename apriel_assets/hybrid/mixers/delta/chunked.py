@@ -31,12 +31,13 @@ def delta_rule_chunked(
 
     def chunks(values: torch.Tensor) -> torch.Tensor:
         """Cut into `[chunks, batch * heads, chunk, size]`; added tokens write nothing and do not decay."""
-        values = values.to(dtype).permute(1, 0, 2, 3).reshape(seq_len, batch * heads, -1)
+        values = values.to(dtype)
         if missing := num_chunks * chunk - seq_len:
-            values = torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
-        return values.unflatten(0, (num_chunks, chunk)).transpose(1, 2)
+            values = torch.cat([values, values.new_zeros(batch, missing, *values.shape[2:])], dim=1)
+        values = values.unflatten(1, (num_chunks, chunk)).permute(1, 0, 3, 2, 4)
+        return values.reshape(num_chunks, batch * heads, chunk, -1)
 
-    keys, written = chunks(k).contiguous(), chunks(v)
+    keys, written = chunks(k), chunks(v)
     queries, strength, decay = chunks(q), chunks(beta[..., None]), chunks(log_decay).cumsum(-2)
     pairs = _channel_pairs if per_channel else _head_pairs
     read_keys, read_queries = pairs(keys, queries, decay)
@@ -63,8 +64,8 @@ def delta_rule_chunked(
         u = torch.baddbmm(v_n, w_n, state, alpha=-1)
         outputs.append(torch.baddbmm(q_n @ state, r_n, u))
         state = torch.baddbmm(left_n * state, k_n, u)
-    o = torch.stack(outputs).transpose(1, 2).flatten(0, 1)[:seq_len]
-    o = o.unflatten(1, (batch, heads)).transpose(0, 1)
+    o = torch.stack(outputs).unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4)
+    o = o.reshape(batch, num_chunks * chunk, heads, value_size)[:, :seq_len]
     return o.to(v.dtype), state.unflatten(0, (batch, heads))
 
 
