@@ -97,6 +97,8 @@ class SupernetConfig(DistillConfig):
     layouts: tuple[LayoutConfig, ...] = ()  # layouts: the placements to choose from
     # Weight of the second loss, the squared error of each sampled mixer's output over full attention's.
     mixer_matching: float = 0.0
+    # Steps before the first, in which every mixer at once learns full attention's outputs, without sampling.
+    align_steps: int = 0
     probe_every: int = 50  # steps between points of the curves; start and end always have one
     random_probes: int = 3  # probe placements with random mixers, beside one of each mixer alone
     probe_traces: int = 16  # held-out traces that the curves are measured on
@@ -106,7 +108,8 @@ class SupernetConfig(DistillConfig):
         _require(self.loss != "cross_entropy", "loss", self.loss, "reverse_kl or forward_kl for a supernet")
         for name in ("probe_every", "probe_traces"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        _require(self.random_probes >= 0, "random_probes", self.random_probes, "an integer >= 0")
+        for name in ("random_probes", "align_steps"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "an integer >= 0")
         matching = self.mixer_matching
         _require(0 <= matching < math.inf, "mixer_matching", matching, "a number >= 0, where 0 is off")
         for given, wanted in (("weights", "weighted"), ("layouts", "layouts")):

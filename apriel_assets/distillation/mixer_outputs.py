@@ -7,10 +7,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from apriel_assets.distillation.batches import Batch
 from apriel_assets.errors import UserError
@@ -34,8 +34,7 @@ def matched_outputs(student: "HybridForCausalLM", attention_mask: Tensor) -> Ite
     Raises:
         UserError: gradient checkpointing is on, which runs layers again during the backward pass.
     """
-    if any(getattr(module, "gradient_checkpointing", False) for module in student.modules()):
-        raise UserError("mixer_matching does not work with gradient checkpointing; switch one of them off")
+    _refuse_checkpointing(student, "mixer_matching")
     errors: list[Tensor] = []
 
     def compare(bank: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> None:
@@ -53,28 +52,62 @@ def matched_outputs(student: "HybridForCausalLM", attention_mask: Tensor) -> Ite
         yield errors
 
 
+class AlignmentLoss(nn.Module):
+    """Errors of all mixers of a supernet at once, each on its layer's input under the active placement.
+
+    The forward pass is the active placement's, all-FA as a rule; beside it every mixer runs on the detached
+    input of its layer. So one pass gives every mixer a gradient of its own, where distillation reaches one
+    mixer a layer through all the noise of the others.
+    """
+
+    def __init__(self, student: "HybridForCausalLM") -> None:
+        """
+        Raises:
+            UserError: gradient checkpointing is on.
+        """
+        super().__init__()
+        _refuse_checkpointing(student, "align_steps")
+        self.student = student
+        self.teacher = None
+
+    def forward(self, batch: Batch, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return the micro-batch's share of the mean error, twice: what is reported and what is minimised."""
+        errors = _all_errors(cast(Any, self.student), batch)
+        loss = torch.stack([error for found in errors.values() for error in found]).mean()
+        loss = loss * batch.mask.sum() / num_tokens
+        return loss.detach(), loss
+
+
 @torch.no_grad()
 def mixer_errors(supernet: "HybridForCausalLM", batch: Batch) -> dict[str, float]:
     """Return each mixer's error, mean over the layers that hold it, on the inputs of the active placement.
 
     One pass: each bank's other mixers run on the input that its active one gets.
     """
-    errors: dict[str, list[float]] = {}
+    errors = _all_errors(supernet, batch)
+    return {name: torch.stack(found).mean().item() for name, found in errors.items()}
+
+
+def _all_errors(supernet: "HybridForCausalLM", batch: Batch) -> dict[str, list[Tensor]]:
+    """Return the errors of each mixer, one for each layer that holds it and full attention."""
+    errors: dict[str, list[Tensor]] = {}
 
     def compare(bank: Any, args: tuple, kwargs: dict[str, Any], output: tuple) -> None:
         if FULL_ATTENTION not in bank.names:
             return
         context = active_context()
-        wanted, _ = bank.mixers[FULL_ATTENTION](*args, **kwargs)
+        args, kwargs = _detached(args), dict(zip(kwargs, _detached(kwargs.values()), strict=True))
+        with torch.no_grad():
+            wanted, _ = bank.mixers[FULL_ATTENTION](*args, **kwargs)
         for name in bank.names:
             if name != FULL_ATTENTION:
                 mixed, _ = bank.mixers[name](context, bank.layer, *args, **kwargs)
                 error = output_error(mixed, wanted, batch.attention_mask)
-                errors.setdefault(name, []).append(error.item())
+                errors.setdefault(name, []).append(error)
 
     with _after_banks(supernet, compare):
         supernet.final_hidden_states(batch.input_ids, batch.attention_mask)
-    return {name: sum(values) / len(values) for name, values in errors.items()}
+    return errors
 
 
 def output_error(mixed: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
@@ -88,6 +121,11 @@ def output_error(mixed: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
     real = mask.bool()
     wanted = wanted[real].float()
     return (mixed[real].float() - wanted).square().sum() / wanted.square().sum()
+
+
+def _refuse_checkpointing(student: "HybridForCausalLM", option: str) -> None:
+    if any(getattr(module, "gradient_checkpointing", False) for module in student.modules()):
+        raise UserError(f"{option} does not work with gradient checkpointing; switch one of them off")
 
 
 @contextmanager

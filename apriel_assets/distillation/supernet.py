@@ -5,6 +5,7 @@ that were kept. What a step did not sample gets no gradient and does not move, o
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from apriel_assets.distillation.batches import Traces
 from apriel_assets.distillation.causal_lm import num_embeddings
 from apriel_assets.distillation.config import MatryoshkaTrainConfig, SupernetConfig
 from apriel_assets.distillation.curves import SupernetCurves, uniform_placement
+from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.sampling import PlacementSampler, sample_named
 from apriel_assets.distillation.trainer import train
 from apriel_assets.errors import UserError
@@ -85,7 +87,7 @@ def train_supernet(
 ) -> tuple[pa.Table, pa.Table]:
     """Train the supernet in place; return its `training` and `supernet_curves` tables.
 
-    The active placement is afterwards what it was.
+    The active placement is afterwards what it was. With `align_steps`, the rows begin after them.
 
     Args:
         supernet: layers hold what may be sampled.
@@ -105,6 +107,8 @@ def train_supernet(
         raise UserError("trains=all moves full attention, so it needs a teacher of its own; give one")
     validation = validation.limited(config.max_tokens, config.overlong)
     validation.check_vocabulary(num_embeddings(supernet))
+    if config.align_steps:
+        _align(supernet, traces, config, seed=seed, resume_dir=resume_dir, progress=progress)
     curves = SupernetCurves(supernet, frozen, validation, config, model_name=model_name, seed=seed)
     training = train(
         supernet,
@@ -149,6 +153,32 @@ def train_matryoshka(
         resume_dir=resume_dir,
         progress=progress,
     )
+
+
+def _align(
+    supernet: HybridForCausalLM,
+    traces: Traces,
+    config: SupernetConfig,
+    *,
+    seed: int,
+    resume_dir: Path | None,
+    progress: Progress,
+) -> None:
+    """Train every mixer on full attention's outputs; all-FA, or what is nearest, gives the inputs."""
+    active = supernet.placement
+    supernet.set_placement(uniform_placement(supernet.mixers, FULL_ATTENTION))
+    try:
+        train(
+            supernet,
+            traces,
+            replace(config, steps=config.align_steps, trains="mixers"),
+            seed=seed,
+            alignment=AlignmentLoss(supernet),
+            resume_dir=resume_dir / "align" if resume_dir else None,
+            progress=progress,
+        )
+    finally:
+        supernet.set_placement(active)
 
 
 class OwnTeacher:

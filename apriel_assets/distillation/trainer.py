@@ -27,6 +27,7 @@ from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
 from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddings
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.distillation.losses import check_vocabularies
+from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
 from apriel_assets.distillation.resume import load_state, save_state
 from apriel_assets.errors import UserError
@@ -60,6 +61,7 @@ def train(
     placements: Callable[[int], Placement] | None = None,
     mixer_matching: float = 0.0,
     recorder: Recorder | None = None,
+    alignment: AlignmentLoss | None = None,
     resume_dir: Path | None = None,
     progress: Progress = silent,
 ) -> pa.Table:
@@ -74,6 +76,7 @@ def train(
         mixer_matching: weight of the active mixers' output error, see `mixer_outputs.py`; not in the rows'
             loss.
         recorder: measures along the way.
+        alignment: of the student; takes the place of config.loss and needs no teacher.
         resume_dir: keeps the newest state. A run that stopped goes on from there and ends with the very
             weights of
             a run that did not (on CPU, bit for bit). None: nothing is kept.
@@ -83,7 +86,7 @@ def train(
             gradient that
             is not finite (the last good state stays).
     """
-    if (teacher is None) != (config.loss == "cross_entropy"):
+    if alignment is None and (teacher is None) != (config.loss == "cross_entropy"):
         raise UserError(f"loss {config.loss} {'needs a teacher' if teacher is None else 'takes no teacher'}")
     traces = traces.limited(config.max_tokens, config.overlong)
     traces.check_vocabulary(num_embeddings(student))
@@ -91,7 +94,7 @@ def train(
     was_training, active = student.training, getattr(student, "placement", None)
     try:
         with torch.random.fork_rng():
-            loss = BatchLoss(student, teacher, config, mixer_matching)
+            loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
             run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
             return run.train(resume_dir, progress)
     finally:
@@ -106,7 +109,7 @@ def train(
 class _Run:
     def __init__(
         self,
-        loss: BatchLoss,
+        loss: BatchLoss | AlignmentLoss,
         traces: Traces,
         config: DistillConfig,
         placements: Callable[[int], Placement] | None,
@@ -116,7 +119,8 @@ class _Run:
         model_name: str,
     ) -> None:
         # A step's placement leaves the other mixers without a gradient, for which processes must not wait.
-        unused = DistributedDataParallelKwargs(find_unused_parameters=placements is not None)
+        sparse = placements is not None or isinstance(loss, AlignmentLoss)
+        unused = DistributedDataParallelKwargs(find_unused_parameters=sparse)
         self.accelerator = Accelerator(kwargs_handlers=[unused])
         student, teacher = loss.student, loss.teacher
         self.student, self.traces, self.config = student, traces, config

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from apriel_assets.distillation.mixer_outputs import matched_outputs, mixer_errors, output_error
+from apriel_assets.distillation.mixer_outputs import (
+    AlignmentLoss,
+    matched_outputs,
+    mixer_errors,
+    output_error,
+)
 from apriel_assets.distillation.supernet import build_supernet
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.config import MixerOptions, SlidingWindowConfig
@@ -82,6 +87,18 @@ def test_every_mixer_is_measured_under_full_attention_in_one_pass():
         layers = [outputs_on(model, layer, ("fa",) * 3) for layer in range(3)]
         expected = [output_error(seen[name], seen["fa"], real).item() for seen in layers]
         assert error == pytest.approx(sum(expected) / 3, rel=1e-5)
+
+
+def test_alignment_is_the_mean_of_all_errors_and_reaches_each_mixer_alone():
+    model = make_supernet()
+    loss = AlignmentLoss(model)
+    shown, minimised = loss(BATCH, 2 * int(BATCH.mask.sum()))  # half of a whole batch
+    errors = mixer_errors(model, BATCH)
+    assert shown.item() == pytest.approx((errors["swa"] + errors["gdn"]) / 2 / 2, rel=1e-5)
+    minimised.backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    own = {name for name, _ in model.named_parameters() if ".mixers.swa." in name or ".mixers.gdn." in name}
+    assert reached == own
 
 
 def test_a_window_that_sees_everything_has_no_error():

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from apriel_assets.distillation.config import LayoutConfig, MatryoshkaTrainConfig, SupernetConfig
+from apriel_assets.distillation.mixer_outputs import mixer_errors
 from apriel_assets.distillation.sampling import PlacementSampler
 from apriel_assets.distillation.supernet import build_supernet, train_matryoshka, train_supernet
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.config import MixerOptions, SlidingWindowConfig
 from apriel_assets.hybrid.matryoshka import make_matryoshka
 from apriel_assets.hybrid.model import HybridForCausalLM
 from tests.distillation.test_trainer import assert_same_weights, weights
@@ -205,6 +207,40 @@ def test_matching_brings_the_mixers_outputs_closer():
         final.append(curves.to_pylist()[-1])
     assert [row["probe"] for row in final] == ["mixer_gdn"] * 2
     assert final[1]["output_error"] < 0.9 * final[0]["output_error"]
+
+
+def test_alignment_brings_all_mixers_closer_and_leaves_full_attention():
+    options = MixerOptions(swa=SlidingWindowConfig(window=4))  # one that sees all has nothing to learn
+    supernet, aligned = make_supernet(options=options), make_supernet(options=options)
+    before = weights(supernet)
+    config = replace(LEARNING, steps=1, align_steps=15, learning_rate=1e-3)
+    _, curves = train_supernet(aligned, TRACES, config, validation=TRACES, seed=0)
+    rows = {(row["probe"], row["step"]): row for row in curves.to_pylist()}
+    fresh = mixer_errors(supernet, TRACES.batch(range(16)))
+    for name in ("swa", "gdn", "kda", "mamba"):
+        assert rows[f"mixer_{name}", 0]["output_error"] < 0.95 * fresh[name], name
+    after = weights(aligned)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if ".mixers." in name and ".mixers.fa." not in name}
+    assert aligned.placement == ("fa",) * 3
+
+
+def test_alignment_resumes_to_the_same_weights(tmp_path):
+    config = replace(CONFIG, steps=2, align_steps=4)
+
+    def stop(done, total, **_):
+        if (done, total) == (3, 4):
+            raise StopError  # step 2 is saved, step 3 is lost
+
+    with pytest.raises(StopError):
+        run(make_supernet(), config, resume_dir=tmp_path, progress=stop)
+    resumed, whole = make_supernet(), make_supernet()
+    seen = []
+    tables = run(resumed, config, resume_dir=tmp_path, progress=lambda *steps, **_: seen.append(steps))
+    expected = run(whole, config)
+    assert seen == [(3, 4), (4, 4), (1, 2), (2, 2)]
+    assert_same_weights(weights(resumed), weights(whole))
+    assert tables[1] == expected[1]
 
 
 def test_matching_does_not_count_as_loss():
