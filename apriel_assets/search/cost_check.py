@@ -64,19 +64,20 @@ def check_costs(
         UserError: no placements, or no cost for a point or a mixer.
     """
     costs = list(mixer_costs)
-    full = (FULL_ATTENTION,) * model.num_layers
     placements = [check_placement(placement, model.num_layers, model.mixers) for placement in placements]
     if not placements:
         raise UserError("no placement to check the costs with; give at least one")
+    for point in config.points:
+        _costs_at(costs, point)  # complains before anything is timed
     rows, units = [], []
     for number, context in enumerate(config.contexts):
-        seconds = _time_placements(model, [full, *placements], context, config, seed)
+        seconds = [_time_pair(model, placement, context, config, seed) for placement in placements]
         for point in (point for point in config.points if point.context == context):
             table, fa_seconds = _costs_at(costs, point)
-            whole = seconds[full][point.phase]
+            whole = statistics.median(pair[point.phase][0] for pair in seconds)
             share = fa_seconds * model.num_layers / whole
-            for placement in placements:
-                measured = seconds[placement][point.phase] / whole
+            for placement, pair in zip(placements, seconds, strict=True):
+                measured = pair[point.phase][1] / pair[point.phase][0]
                 predicted = 1 + share * (table.cost(placement) - 1)
                 rows.append(_row(placement, point, predicted, measured, device_name))
                 units.append((placement, 1 + (measured - 1) / share))
@@ -140,37 +141,43 @@ def _costs_at(costs: Sequence[Mapping[str, Any]], point: CostPoint) -> tuple[Cos
     return measured_costs(here), statistics.median(row["fa_seconds"] for row in here)
 
 
-def _time_placements(
-    model: "HybridForCausalLM",
-    placements: Sequence[Placement],
-    context: int,
-    config: CostsConfig,
-    seed: int,
-) -> dict[Placement, dict[str, float]]:
-    """Return each placement's median seconds, of reading the prompts and of one decode step."""
+def _time_pair(
+    model: "HybridForCausalLM", placement: Placement, context: int, config: CostsConfig, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return median seconds of all-FA and of a placement, per phase: of reading the prompts, of a decode step.
+
+    The two take turns, so that a busy machine slows both.
+    """
     tokens = random_tokens(model, config.batch_size, context, seed)
     mask = torch.ones_like(tokens)
-    samples: dict[Placement, dict[str, list[float]]] = {p: {"prefill": [], "decode": []} for p in placements}
+    pair = ((FULL_ATTENTION,) * model.num_layers, placement)
+    samples: dict[str, tuple[list[float], list[float]]] = {"prefill": ([], []), "decode": ([], [])}
     before, began = model.placement, time.perf_counter()
-    steps = config.decode_tokens + 1 if config.phase != "prefill" else 0
+    steps = config.repeats * config.decode_tokens + 1 if config.phase != "prefill" else 0
+    states: list[Decoding] = []
     try:
         with evaluating(model), torch.inference_mode():
-            Decoding(model, tokens, mask)  # unmeasured: allocations and kernel choices
-            # All placements take turns, so that a busy machine slows all of them.
-            for run in range(config.repeats):
-                if run and time.perf_counter() - began > config.max_seconds_per_point * len(samples):
+            # Decoding needs one prefill, however often it is timed.
+            for run in range(config.repeats + 1 if config.phase != "decode" else 1):
+                if run > 1 and time.perf_counter() - began > config.max_seconds_per_point:
                     break
-                for placement, own in samples.items():
-                    model.set_placement(placement)
+                states.clear()
+                for active, own in zip(pair, samples["prefill"], strict=True):
+                    model.set_placement(active)
                     state, seconds = timed(partial(Decoding, model, tokens, mask), model.device)
-                    decode = [_time_step(state, model.device) for _ in range(steps)]
-                    own["prefill"].append(seconds)
-                    own["decode"] += decode[1:]
+                    states.append(state)
+                    own.append(seconds)
+            for _ in range(steps):
+                for active, state, own in zip(pair, states, samples["decode"], strict=True):
+                    model.set_placement(active)
+                    own.append(_time_step(state, model.device))
     finally:
         model.set_placement(before)
+    # The first of each is left out: allocations and kernel choices.
     return {
-        placement: {phase: statistics.median(values) for phase, values in own.items() if values}
-        for placement, own in samples.items()
+        phase: (statistics.median(own[0][1:]), statistics.median(own[1][1:]))
+        for phase, own in samples.items()
+        if len(own[0]) > 1
     }
 
 
