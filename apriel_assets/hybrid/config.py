@@ -65,8 +65,8 @@ class GatedDeltaNetConfig:
 
     conv_size: int = 4  # tokens that the causal convolution sees, the current one included
     # Decay at start, nats per token, log-even over the heads: exp(-rate) of the state is left after a token.
-    rate_min: float = 0.001
-    rate_max: float = 0.1
+    rate_min: float = 0.0001
+    rate_max: float = 0.01
     output_scale: float | None = 0.3  # as Mamba's
 
     def __post_init__(self) -> None:
@@ -82,8 +82,8 @@ class KimiDeltaConfig:
     conv_size: int = 4  # tokens that the causal convolution sees, the current one included
     gate_rank: int | None = None  # width of the bottlenecks of decay and output gate; None: the head size
     # Decay at start, nats per token, log-even over each head's key channels.
-    rate_min: float = 0.001
-    rate_max: float = 0.1
+    rate_min: float = 0.0001
+    rate_max: float = 0.01
     output_scale: float | None = 0.3  # as Mamba's
 
     def __post_init__(self) -> None:
