@@ -43,6 +43,7 @@ def test_every_asset_has_a_page():
     for key in plan_assets(load_recipe("quickstart")):
         family = re.sub(r"/h\d+$", "/h<k>", key)
         family = re.sub(r"^(evals|throughput)/.*", r"\1/<model>", family)
+        family = re.sub(r"^costs/.*", "costs/<mixer>", family)
         family = {"h1/probes/h<k>": "h1/probes/"}.get(family, family)
         assert f"`{family}" in text, key
 

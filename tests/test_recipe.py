@@ -23,7 +23,7 @@ def test_shipped_recipes_load_and_give_assets(name):
 def test_assets_come_upstream_first():
     seen = set()
     for key, asset in plan_assets(load_recipe("quickstart")).items():
-        assert {upstream.key for upstream in asset.inputs} <= seen
+        assert {upstream.key for upstream in asset.upstream} <= seen
         seen.add(key)
 
 
