@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from apriel_assets.errors import UserError
+from apriel_assets.search.beam import BeamSearch
 from apriel_assets.search.config import AllocationConfig, SearchConfig
+from apriel_assets.search.moves import neighbour_groups
 from apriel_assets.search.placement_search import SearchResult, curve_rows, search_placements
 from apriel_assets.tables.schemas import to_table
 from tests.search.landscapes import COSTS, Interval, Landscape, make_space
@@ -177,3 +179,14 @@ def test_progress_reports_candidates_and_the_best():
 def test_bad_configs_are_refused(values):
     with pytest.raises(UserError, match="search"):
         SearchConfig(**values)
+
+
+def test_beam_proposes_neighbours_of_the_best_only():
+    space = make_space(8, 0.6)
+    rng = np.random.default_rng(0)
+    placements = list({space.random(rng): None for _ in range(30)})
+    scored = {placement: Interval(value, value, value) for value, placement in enumerate(placements)}
+    proposed = BeamSearch(space, [], 1, rng).propose(scored, 24)
+    neighbours = {placement for group in neighbour_groups(space, placements[-1]) for placement in group}
+    assert len(proposed) == 24
+    assert set(proposed) <= neighbours - set(scored)
