@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMPUTE = ("hybrid", "distillation", "scoring", "evaluation", "reporting", "tables", "bundled")
+COMPUTE = ("hybrid", "distillation", "scoring", "search", "evaluation", "reporting", "tables", "bundled")
 FORBIDDEN_IN_COMPUTE = (
     "dagster",
     "typer",

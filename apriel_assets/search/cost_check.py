@@ -22,7 +22,7 @@ from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement, check_plac
 from apriel_assets.progress import Progress, silent
 from apriel_assets.search.config import CostPoint, CostsConfig
 from apriel_assets.search.costs import CostFit, CostTable, fit_overheads, measured_costs, r_squared
-from apriel_assets.search.measured import random_tokens, timed
+from apriel_assets.search.measured import random_tokens, read_context, timed
 from apriel_assets.tables.schemas import to_table
 
 if TYPE_CHECKING:
@@ -149,7 +149,6 @@ def _time_pair(
     The two take turns, so that a busy machine slows both.
     """
     tokens = random_tokens(model, config.batch_size, context, seed)
-    mask = torch.ones_like(tokens)
     pair = ((FULL_ATTENTION,) * model.num_layers, placement)
     samples: dict[str, tuple[list[float], list[float]]] = {"prefill": ([], []), "decode": ([], [])}
     before, began = model.placement, time.perf_counter()
@@ -164,7 +163,7 @@ def _time_pair(
                 states.clear()
                 for active, own in zip(pair, samples["prefill"], strict=True):
                     model.set_placement(active)
-                    state, seconds = timed(partial(Decoding, model, tokens, mask), model.device)
+                    state, seconds = timed(partial(read_context, model, tokens, config), model.device)
                     states.append(state)
                     own.append(seconds)
             for _ in range(steps):

@@ -35,6 +35,7 @@ from apriel_assets.tables.schemas import to_table
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
 
+_READ_TOKENS = 256
 _TIMED_LAYERS = 4  # half of them full attention; more would repeat the same measurement
 
 Samples = dict[Phase, list[float]]
@@ -90,6 +91,19 @@ def random_tokens(model: "HybridForCausalLM", batch_size: int, context: int, see
     return torch.randint(embeddings.num_embeddings, (batch_size, context), generator=generator).to(
         model.device
     )
+
+
+def read_context(model: "HybridForCausalLM", tokens: Tensor, config: CostsConfig) -> Decoding:
+    """Return the state after a context's tokens, `[batch, context]`.
+
+    If only decoding is timed, most of them are not read: the cache is lengthened by repeats, since what it holds does
+    not matter.
+    """
+    read = min(tokens.shape[1], _READ_TOKENS) if config.phase == "decode" else tokens.shape[1]
+    state = Decoding(model, tokens[:, :read], torch.ones_like(tokens[:, :read]))
+    if read < tokens.shape[1]:
+        state.lengthen(tokens.shape[1] - read)
+    return state
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
@@ -166,7 +180,6 @@ def _time_layers(
     model: "HybridForCausalLM", tokens: Tensor, layers: list[int], config: CostsConfig
 ) -> dict[int, Samples]:
     """Return the seconds of every timed call of these layers' mixers, by phase."""
-    mask = torch.ones_like(tokens)
     samples: dict[int, Samples] = {layer: {"prefill": [], "decode": []} for layer in layers}
     began = time.perf_counter()
     # Decoding needs one prefill, however often it is timed: the context just grows by a few tokens.
@@ -176,7 +189,7 @@ def _time_layers(
         if run > 1 and time.perf_counter() - began > config.max_seconds_per_point:
             break
         with _stopwatch(model, layers) as calls:
-            state = Decoding(model, tokens, mask)
+            state = read_context(model, tokens, config)
             for _ in range(steps if run == 0 else 0):
                 state.step(state.logits.argmax(-1))
         for layer, (prefill, *decode) in calls.items():
