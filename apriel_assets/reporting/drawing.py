@@ -7,7 +7,7 @@ replaces by its own colour.
 import functools
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import matplotlib
 from cycler import cycler
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 
 INK = "#7b7b7b"  # text and axes; in a page's SVG it becomes the page's text colour
 BLUE, ORANGE, GREEN = "#4a80b8", "#cc6a22", "#338855"
+# White letters and both pages' backgrounds stand out from each of these.
+MIXER_COLOURS = {"fa": "#3573b8", "swa": "#258153", "gdn": "#b4560f", "kda": "#a04dbc", "mamba": "#cd3951"}
 WIDTH = 5.0  # inches: two pictures side by side on a laptop, and still readable on a phone
 
 _STYLE: Any = {
@@ -61,11 +63,30 @@ def new_figure(height: float, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
 
 
-def plain_log(axes: Axes) -> None:
-    """Make the y axis logarithmic, its ticks written as plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+def plain_log(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, its ticks written as plain numbers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
+def error_bars(
+    values: Sequence[float], lows: Sequence[float | None], highs: Sequence[float | None]
+) -> list[list[float]]:
+    """Return the distances to the ends of the intervals, below and above; zero where there is none."""
+    below = [0.0 if low is None else max(0.0, value - low) for value, low in zip(values, lows, strict=True)]
+    above = [
+        0.0 if high is None else max(0.0, high - value) for value, high in zip(values, highs, strict=True)
+    ]
+    return [below, above]
+
+
+def diagonal(axes: Axes) -> None:
+    """Draw the line on which both axes say the same."""
+    low, high = (edge(axes.get_xlim()[side], axes.get_ylim()[side]) for side, edge in ((0, max), (1, min)))
+    if low < high:
+        axes.plot([low, high], [low, high], ":", color=INK, lw=1, zorder=0)
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:

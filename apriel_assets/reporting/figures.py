@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,8 +10,8 @@ from matplotlib.figure import Figure
 from apriel_assets.reporting.drawing import (
     BLUE,
     GREEN,
-    INK,
     ORANGE,
+    error_bars,
     label_points,
     new_figure,
     picture,
@@ -22,32 +21,8 @@ from apriel_assets.reporting.drawing import (
 Row = dict[str, Any]
 Rows = Sequence[Row]
 
-_CELL = 24  # pixels, a layer's square
 _PUBLISHED = "published (15B, 50 layers)"
 _UNITS = {"kl": "nats per token", "accuracy": "accuracy lost", "lm_eval": "accuracy lost"}
-
-
-def layer_map(placement: Sequence[str], per_row: int = 10) -> str:
-    """Draw one model's layers, ten a row, first layer first: full attention filled, the others hollow."""
-    if not placement:
-        return ""
-    cells = []
-    for layer, mixer in enumerate(placement):
-        y, x = (_CELL * position for position in divmod(layer, per_row))
-        full = mixer == "fa"
-        box = f'fill="{BLUE}"' if full else f'fill="none" stroke="{INK}"'
-        size = _CELL - 4
-        cells.append(
-            f"<g><title>layer {layer}: {escape(mixer)}</title>"
-            f'<rect x="{x + 2}" y="{y + 2}" width="{size}" height="{size}" rx="3" {box}/>'
-            f'<text x="{x + _CELL / 2:g}" y="{y + 16}" text-anchor="middle" font-size="11"'
-            f' fill="{"#ffffff" if full else INK}">{escape(mixer[:1].upper())}</text></g>'
-        )
-    width, height = _CELL * min(per_row, len(placement)), _CELL * -(-len(placement) // per_row)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-        f' viewBox="0 0 {width} {height}">{"".join(cells)}</svg>'
-    )
 
 
 @picture
@@ -136,7 +111,7 @@ def quality_over_replaced(leaderboard: Rows, published: Rows, num_layers: int) -
     ours = [row for row in leaderboard if row["accuracy"] is not None]
     base = next((row["accuracy"] for row in ours if row["kind"] == "teacher"), None)
     chain = [row for row in ours if row["kind"] in ("teacher", "progressive")]
-    if not base or len(chain) < 2 or not num_layers:
+    if not base or len(ours) < 2 or not num_layers:
         return None
     figure, (axes,) = new_figure(3.4)
     labels = []
@@ -208,9 +183,8 @@ def _point(row: Row) -> tuple[int, int]:
 
 
 def _errors(rows: Rows, base: float = 1.0) -> list[list[float]]:
-    """Return the distances to the ends of the intervals, below and above; zero where there is none."""
-    below = [(row["accuracy"] - row["accuracy_low"]) / base for row in rows]
-    return [below, [(row["accuracy_high"] - row["accuracy"]) / base for row in rows]]
+    columns = ([row[name] / base for row in rows] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    return error_bars(*columns)
 
 
 def _published_h1(published: Rows) -> list[Row]:

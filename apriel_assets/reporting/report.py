@@ -4,6 +4,7 @@ Text in, text out: the page says what the rows say and what is not there yet, an
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apriel_assets.reporting import figures
 from apriel_assets.reporting.drawing import INK
+from apriel_assets.reporting.h2_sections import Section, h2_sections, supernet_names
+from apriel_assets.reporting.layer_maps import counts_text, layer_map, mixer_legend
 from apriel_assets.reporting.summary import (
     Row,
     Tables,
@@ -55,16 +58,21 @@ def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any])
         summary=summary_rows(tables),
         points=speed_points(tables),
         waiting=[row["model"] for row in leaderboard if None in (row["accuracy"], row["decode_speedup"])],
-        maps=[(row["model"], _themed(_map(checkpoints[row["model"]]))) for row in leaderboard],
+        maps=[
+            (row["model"], counts_text(placement), _themed(layer_map(placement)))
+            for row in leaderboard
+            for placement in [checkpoints[row["model"]]["placement"]]
+        ],
+        legend=[
+            (_themed(square), name)
+            for square, name in mixer_legend([checkpoints[row["model"]]["placement"] for row in leaderboard])
+        ],
+        sections=[_themed_section(section) for section in h2_sections(tables)],
         pictures=_pictures(tables, leaderboard),
         metrics=_by_task(table_rows(tables, "evals"), [row["model"] for row in leaderboard]),
         published=[row for row in _published() if row["benchmark"] is None],
         provenance={**_flat(provenance), **_measured_with(tables)},
     )
-
-
-def _map(checkpoint: Row) -> str:
-    return figures.layer_map(checkpoint["placement"])
 
 
 def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]]:
@@ -76,7 +84,8 @@ def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]
         (
             "Quality against speed",
             figures.quality_against_speed(leaderboard, published),
-            "Mean accuracy, 95% interval. Green: fine-tuned or merged. Crosses: published, other tasks.",
+            "Mean accuracy, 95% interval. Blue: the teacher and H-k. Green: all others. Crosses: published, other"
+            " tasks.",
             "accuracy and decode speed of at least one model",
         ),
         (
@@ -96,7 +105,7 @@ def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]
         ),
         (
             "Training",
-            figures.loss_curves(table_rows(tables, "training")),
+            figures.loss_curves(_training(tables)),
             "Loss per step of every stage. Fine-tuning may have another loss: compare within a curve.",
             "a trained checkpoint",
         ),
@@ -109,6 +118,18 @@ def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]
     ]
     keys = ("title", "svg", "caption", "needs")
     return [{**dict(zip(keys, entry, strict=True)), "svg": _themed(entry[1])} for entry in drawn]
+
+
+def _training(tables: Tables) -> list[Row]:
+    """Return the curves of models with one placement; a supernet's, which jumps, is in its own section."""
+    supernets = supernet_names(tables)
+    rows = table_rows(tables, "training")
+    return [row for row in rows if row["model"] not in supernets] or rows
+
+
+def _themed_section(section: Section) -> Section:
+    pictures = [replace(picture, svg=_themed(picture.svg)) for picture in section.pictures]
+    return replace(section, pictures=pictures)
 
 
 def _themed(svg: str) -> str:
