@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apriel_assets.reporting import figures
 from apriel_assets.reporting.drawing import INK
-from apriel_assets.reporting.h2_sections import Section, h2_sections, supernet_names
 from apriel_assets.reporting.layer_maps import counts_text, layer_map, mixer_legend
+from apriel_assets.reporting.search_sections import audit_section, placements_section, search_section
+from apriel_assets.reporting.sections import Section
 from apriel_assets.reporting.summary import (
     Row,
     Tables,
@@ -22,6 +23,12 @@ from apriel_assets.reporting.summary import (
     summary_columns,
     summary_rows,
     table_rows,
+)
+from apriel_assets.reporting.supernet_sections import (
+    costs_section,
+    matryoshka_section,
+    supernet_names,
+    supernet_section,
 )
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import to_table
@@ -32,6 +39,15 @@ _METRICS = {
     "reverse_kl_nats": "Reverse KL, nats per token",
     "forward_kl_nats": "Forward KL, nats per token",
 }
+# The supernet procedure's: the result first, then what it rests on.
+_SECTIONS = (
+    placements_section,
+    search_section,
+    audit_section,
+    costs_section,
+    supernet_section,
+    matryoshka_section,
+)
 
 
 def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any]) -> str:
@@ -67,7 +83,7 @@ def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any])
             (_themed(square), name)
             for square, name in mixer_legend([checkpoints[row["model"]]["placement"] for row in leaderboard])
         ],
-        sections=[_themed_section(section) for section in h2_sections(tables)],
+        sections=_sections(tables),
         pictures=_pictures(tables, leaderboard),
         metrics=_by_task(table_rows(tables, "evals"), [row["model"] for row in leaderboard]),
         published=[row for row in _published() if row["benchmark"] is None],
@@ -127,9 +143,15 @@ def _training(tables: Tables) -> list[Row]:
     return [row for row in rows if row["model"] not in supernets] or rows
 
 
-def _themed_section(section: Section) -> Section:
-    pictures = [replace(picture, svg=_themed(picture.svg)) for picture in section.pictures]
-    return replace(section, pictures=pictures)
+def _sections(tables: Tables) -> list[Section]:
+    """Return the sections that have something to show, of that only what they have."""
+    found = []
+    for section in (make(tables) for make in _SECTIONS):
+        pictures = [replace(picture, svg=_themed(picture.svg)) for picture in section.pictures if picture.svg]
+        shown = [table for table in section.tables if table.rows]
+        if pictures or shown:
+            found.append(replace(section, pictures=pictures, tables=shown))
+    return found
 
 
 def _themed(svg: str) -> str:

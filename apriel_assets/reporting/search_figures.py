@@ -110,7 +110,7 @@ def quality_against_cost(placements: Rows, teacher: float | None, candidates: Ro
     behind = thinned([row for row in behind if None not in (row["cost"], row["value"])])
     if behind:
         at = [row["cost"] for row in behind], [row["value"] for row in behind]
-        axes.plot(*at, ".", ms=3, color=INK, alpha=0.35, mew=0, label="candidate, estimated", zorder=1)
+        axes.plot(*at, ".", ms=5, color=INK, alpha=0.4, mew=0, label="candidate, estimated", zorder=1)
     labels = []
     for row in sorted(rows, key=lambda row: row["chosen"]):
         x, y, fill = row["cost"], row["generated_accuracy"], GREEN if row["chosen"] else "none"

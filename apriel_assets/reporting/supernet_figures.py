@@ -39,7 +39,7 @@ def probe_curves(curves: Rows) -> Figure | None:
 @picture
 def output_errors(curves: Rows) -> Figure | None:
     """Draw how far each mixer's output is from full attention's on the same input."""
-    return _curves(curves, "output_error", "squared error over FA's power")
+    return _curves(curves, "output_error", "squared error over FA's squared output")
 
 
 def _curves(curves: Rows, value: str, label: str) -> Figure | None:

@@ -2,9 +2,11 @@
 
 import math
 
+import pyarrow as pa
 import pytest
 
 from apriel_assets.tables.schemas import to_table
+from tests.reporting.h2_rows import h2_tables
 
 NUM_LAYERS = 12
 ORDER = (11, 10, 8, 9, 6, 7, 5, 3, 4, 2, 1, 0)  # leave-one-out, easiest first
@@ -87,3 +89,14 @@ def tables():
         "probes": to_table("probes", probes),
         "training": to_table("training", training),
     }
+
+
+@pytest.fixture(scope="session")
+def h2():
+    return h2_tables()
+
+
+@pytest.fixture(scope="session")
+def all_tables(tables, h2):
+    both = {name: pa.concat_tables([tables[name], h2[name]]) for name in tables.keys() & h2.keys()}
+    return {**tables, **h2, **both}

@@ -28,7 +28,11 @@ def candidate(placement, budget, *, reliable=True):
     value = 0.02 if broken else 0.35 + 0.6 * share
     row = {"budget": budget, "placement": placement, "cost": None if budget is None else cost(placement)}
     row |= {"estimator": "ois_clipped", "value": value, "low": value - 0.05, "high": value + 0.04}
-    row |= {"reliable": reliable and not broken, "ess_share": 0.0007 if broken else share, "ess": 1800 * share}
+    row |= {
+        "reliable": reliable and not broken,
+        "ess_share": 0.0007 if broken else share,
+        "ess": 1800 * share,
+    }
     return row | {"ois": value, "ois_clipped": value, "snis": 0.991 if broken else value, "num_problems": 300}
 
 
@@ -95,7 +99,12 @@ def supernet_rows():
         for index, mixer in enumerate(COSTS):
             # Mamba starves: its line stays where it began.
             kl = 2.9 if mixer == "mamba" else 0.03 + 2.5 * 0.985**step / (1 + index)
-            probe = {"model": "supernet", "step": step, "probe": f"all_{mixer}", "placement": [mixer] * LAYERS}
+            probe = {
+                "model": "supernet",
+                "step": step,
+                "probe": f"all_{mixer}",
+                "placement": [mixer] * LAYERS,
+            }
             curves.append({**probe, "kl_nats": 0.0 if mixer == "fa" else kl})
             if mixer != "fa":
                 error = {"model": "supernet", "step": step, "probe": f"mixer_{mixer}"}

@@ -8,6 +8,7 @@ from apriel_assets.reporting.sparklines import sparkline
 from apriel_assets.reporting.summary import leaderboard_table
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import to_table
+from tests.reporting.svg_text import texts
 
 
 @pytest.fixture
@@ -16,24 +17,6 @@ def rows(tables):
     found["leaderboard"] = leaderboard_table(tables).to_pylist()
     found["published"] = to_table("published", published_rows()).to_pylist()
     return found
-
-
-def texts(svg):
-    """The words of an SVG; fails if it is not well-formed XML."""
-    return [
-        "".join(node.itertext()).strip()
-        for node in ElementTree.fromstring(svg).iter()
-        if node.tag.endswith("}text")
-    ]
-
-
-def test_layer_map_has_ten_a_row_and_fills_full_attention():
-    svg = figures.layer_map(["fa"] * 11 + ["mamba", "swa"])
-    assert texts(svg) == ["F"] * 11 + ["M", "S"]
-    ys = re.findall(r'<rect x="\d+" y="(\d+)"', svg)
-    assert ys == ["2"] * 10 + ["26"] * 3
-    assert svg.count('fill="none" stroke') == 2
-    assert "layer 11: mamba" in svg
 
 
 def test_rankings_panels_share_the_leave_one_out_order(rows):
@@ -72,7 +55,6 @@ def test_names_are_text_not_formulas_or_markup(rows):
 
 
 def test_nothing_to_draw_is_an_empty_string(rows):
-    assert figures.layer_map([]) == ""
     assert figures.rankings([], []) == ""
     assert figures.quality_against_speed([], rows["published"]) == ""
     assert figures.quality_over_replaced([], rows["published"], 12) == ""

@@ -69,7 +69,7 @@ def test_provenance_and_settings_are_there(page):
 
 def test_every_picture_and_layer_map_is_drawn(html):
     assert "Not there yet" not in html
-    assert html.count("<svg") == 6 + 5
+    assert html.count("<svg") == 6 + 2 + 5  # maps, legend, pictures
     assert "H-30-SFT" in html
 
 

@@ -64,7 +64,7 @@ def test_nothing_gives_nothing():
 
 
 def test_an_unknown_kind_comes_last(tables):
-    extra = {"model": "aaa", "kind": "supernet", "placement": ["fa"] * 12, "num_replaced": 0}
+    extra = {"model": "aaa", "kind": "unheard of", "placement": ["fa"] * 12, "num_replaced": 0}
     rows = [extra, *tables["checkpoints"].to_pylist()]
     found = leaderboard_table({**tables, "checkpoints": to_table("checkpoints", rows)}).to_pylist()
     assert found[-1]["model"] == "aaa"
