@@ -16,7 +16,14 @@ from apriel_assets.assets.h2_builders import (
 )
 from apriel_assets.assets.h2_checks import AUDIT_CHECK, COST_CHECK, SHARING_CHECK
 from apriel_assets.assets.release_builders import build_matryoshka, build_release_sft
-from apriel_assets.assets.sketches import sketch_supernet
+from apriel_assets.assets.sketches import (
+    sketch_audit,
+    sketch_cost_model,
+    sketch_finalists,
+    sketch_placements,
+    sketch_release,
+    sketch_supernet,
+)
 from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_sections import SearchSection, SupernetSection, budget_key
 from apriel_assets.search.config import MEASURED
@@ -101,6 +108,7 @@ def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tupl
         inputs=tuple(measured),
         kinds=("json",),
         recipe=recipe.name,
+        sketch=sketch_cost_model,
     )
     return measured, model
 
@@ -157,6 +165,7 @@ def _search(
         partitions=search.budget_keys,
         group="search",
         recipe=recipe.name,
+        sketch=sketch_placements,
     )
     finalists = AssetPlan(
         key="finalists",
@@ -174,6 +183,7 @@ def _search(
         partitions=search.budget_keys,
         group="search",
         recipe=recipe.name,
+        sketch=sketch_finalists,
     )
     audit = AssetPlan(
         key="audit",
@@ -189,6 +199,7 @@ def _search(
         checks=(AUDIT_CHECK,),
         group="search",
         recipe=recipe.name,
+        sketch=sketch_audit,
     )
     return [allocations, placements, finalists, audit]
 
@@ -211,6 +222,7 @@ def _release(
         inputs=(supernet, finalists),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        sketch=sketch_release,
         checks=(SHARING_CHECK,),
     )
     if recipe.release.sft is None:
@@ -223,5 +235,6 @@ def _release(
         inputs=(upstream.teacher, upstream.traces, matryoshka),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        sketch=sketch_release,
     )
     return [matryoshka, sft]

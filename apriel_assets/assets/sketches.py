@@ -6,6 +6,8 @@ import dagster as dg
 
 from resources.artifact_store import Artifact
 
+_MOST = 980  # characters inside a code block; its fences take the rest
+
 
 def sketch_ranking(artifact: Artifact) -> dict[str, Any]:
     """Bars of importance (or probe loss) per layer."""
@@ -22,13 +24,11 @@ def sketch_ranking(artifact: Artifact) -> dict[str, Any]:
 
 def sketch_training(artifact: Artifact) -> dict[str, Any]:
     """The loss curve and the layer map."""
-    from apriel_assets.hybrid.placement import layer_map
-
     losses = artifact.table("training").column("loss_nats").to_pylist()
     placement = artifact.table("checkpoints").column("placement")[0].as_py()
     return {
         "loss_curve": _picture(losses),
-        "layer_map": dg.MetadataValue.md(f"```\n{layer_map(tuple(placement))}\n```"),
+        "layer_map": _map(placement),
     }
 
 
@@ -44,6 +44,60 @@ def sketch_supernet(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def sketch_cost_model(artifact: Artifact) -> dict[str, Any]:
+    """Bars of the cost per mixer, full attention's being full."""
+    figures = artifact.provenance["figures"]
+    costs = {name.removeprefix("cost_"): value for name, value in figures.items() if name.startswith("cost_")}
+    top = max(costs.values(), default=0.0) or 1.0
+    bars = [f"{mixer:6}{cost:8.3f} {'#' * round(30 * cost / top)}" for mixer, cost in costs.items()]
+    return {"costs": _lines(bars)}
+
+
+def sketch_placements(artifact: Artifact) -> dict[str, Any]:
+    """How the search's best value rose over its first one, and the layer map that it ended with."""
+    best = artifact.table("search_curve").column("best_value").to_pylist()
+    placement = artifact.table("candidates").column("placement")[0].as_py()
+    # Values may be log-probabilities: a curve's floor is zero.
+    gains = [value - best[0] for value in best]
+    return {"gain_by_round": _picture(gains), "best_placement": _map(placement)}
+
+
+def sketch_finalists(artifact: Artifact) -> dict[str, Any]:
+    """The chosen layer map, and what every finalist generated."""
+    rows = artifact.table("placements").to_pylist()
+    lines = [
+        f"{row['rank']:4} {row['cost']:7.3f} {row['generated_accuracy']:8.3f}"
+        f" [{row['generated_low']:.3f}, {row['generated_high']:.3f}] {row['value']:8.3f}"
+        for row in rows
+    ]
+    heading = "rank    cost generated (95%)         estimate"
+    return {"chosen_placement": _map(rows[0]["placement"]), "finalists": _lines([heading, *lines])}
+
+
+def sketch_audit(artifact: Artifact) -> dict[str, Any]:
+    """Every estimator's correlation with real generation."""
+    lines = [
+        f"{row['estimator']:12}{_figure(row['spearman'])}"
+        f" [{_figure(row['spearman_low'])}, {_figure(row['spearman_high'])}]"
+        f"{_figure(row['pearson'])}{_figure(row['bias'])}"
+        for row in artifact.table("audit").to_pylist()
+    ]
+    return {"estimators": _lines(["estimator   Spearman (95%)            Pearson   bias", *lines])}
+
+
+def sketch_release(artifact: Artifact) -> dict[str, Any]:
+    """What each named placement adds, its layer map, and the loss curve of the last training."""
+    rows = artifact.table("sharing").to_pylist()
+    lines = [f"{row['placement']:12}{row['added_bytes']:16,} bytes of its own" for row in rows]
+    found: dict[str, Any] = {"sharing": _lines(lines)}
+    if "training" in artifact.table_names:
+        found["loss_curve"] = _picture(artifact.table("training").column("loss_nats").to_pylist())
+    for row in artifact.table("checkpoints").to_pylist():
+        if row["kind"] == "release":
+            found[f"layers_{row['model']}"] = _map(row["placement"])
+    return found
+
+
 def sketch_evals(artifact: Artifact) -> dict[str, Any]:
     """The figures of one task."""
     return {row["metric"]: row["value"] for row in artifact.table("evals").to_pylist()}
@@ -53,3 +107,21 @@ def _picture(values: list[float], *, bars: bool = False) -> dg.MetadataValue:
     from apriel_assets.reporting.sparklines import sparkline
 
     return dg.MetadataValue.md(sparkline(values, bars=bars))
+
+
+def _map(placement: list[str]) -> dg.MetadataValue:
+    from apriel_assets.hybrid.placement import layer_map
+
+    return _lines(layer_map(tuple(placement)).splitlines())
+
+
+def _lines(lines: list[str]) -> dg.MetadataValue:
+    """Return whole lines as they are, as many as are shown inline."""
+    kept = list(lines)
+    while sum(len(line) + 1 for line in kept) > _MOST:
+        kept.pop()
+    return dg.MetadataValue.md("```\n" + "\n".join(kept) + "\n```")
+
+
+def _figure(value: float | None) -> str:
+    return f"{'-':>7}" if value is None else f"{value:+7.3f}"

@@ -83,10 +83,11 @@ def error_bars(
 
 
 def diagonal(axes: Axes) -> None:
-    """Draw the line on which both axes say the same."""
-    low, high = (edge(axes.get_xlim()[side], axes.get_ylim()[side]) for side, edge in ((0, max), (1, min)))
-    if low < high:
-        axes.plot([low, high], [low, high], ":", color=INK, lw=1, zorder=0)
+    """Give both axes the same range, and draw the line on which they say the same."""
+    limits = [*axes.get_xlim(), *axes.get_ylim()]
+    ends = min(limits), max(limits)
+    axes.plot(ends, ends, ":", color=INK, lw=1, zorder=0)
+    axes.set(xlim=ends, ylim=ends)
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:

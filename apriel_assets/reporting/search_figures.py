@@ -89,7 +89,7 @@ def estimate_against_generated(points: Rows, estimator: str) -> Figure | None:
     axes.set_ylabel("generated accuracy")
     if estimator in ACCURACY_ESTIMATORS:
         diagonal(axes)
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 

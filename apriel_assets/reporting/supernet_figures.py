@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from apriel_assets.reporting.drawing import BLUE, INK, MIXER_COLOURS, new_figure, picture, plain_log
 from apriel_assets.reporting.figures import Rows
 
-_MEANS = 20  # of neighbouring steps, over a whole curve
+_MEANS = 20  # of neighbouring steps, over a whole curve; with fewer points, each is marked
 _WIDE = 20  # largest over smallest value from which an axis is logarithmic
 
 
@@ -21,8 +21,10 @@ def sampled_loss(training: Rows) -> Figure | None:
     figure, (axes,) = new_figure(3.0)
     steps, losses = [row["step"] for row in rows], [row["loss_nats"] for row in rows]
     span = max(1, len(rows) // _MEANS)
-    axes.plot(steps, losses, color=BLUE, alpha=0.35, lw=0.8, marker="o" if len(rows) == 1 else None)
-    if span > 1:
+    if span == 1:
+        axes.plot(steps, losses, ".-", color=BLUE)
+    else:
+        axes.plot(steps, losses, color=BLUE, alpha=0.35, lw=0.8)
         axes.plot(*_means(steps, losses, span), color=BLUE, lw=1.8)
     _log_if_wide(axes, losses)
     axes.set_xlabel("step")
@@ -56,10 +58,11 @@ def _curves(curves: Rows, value: str, label: str) -> Figure | None:
         mixer = probe.removeprefix("all_").removeprefix("mixer_")
         colour, style = MIXER_COLOURS.get(mixer, INK), "-" if mixer in MIXER_COLOURS else "--"
         # A logarithm shows no zero: say it in words.
-        name = f"{probe}: 0 throughout" if wide and not any(values) else probe
+        hidden = wide and min(values) <= 0
+        name = probe + (": 0 throughout" if not any(values) else " (0 not shown)") * hidden
         shown = [drawn if drawn > 0 or not wide else math.nan for drawn in values]
-        lone = "o" if len(steps) == 1 else None
-        axes.plot(steps, shown, style, color=colour, marker=lone, label=name, lw=1.6 if style == "-" else 0.9)
+        width, dots = (1.6 if style == "-" else 0.9), "." if len(steps) <= _MEANS else None
+        axes.plot(steps, shown, style, color=colour, marker=dots, label=name, lw=width)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.legend(ncols=2)
