@@ -57,7 +57,7 @@ def search_rows():
 
 def audit_rows():
     points, scored = [], []
-    for placement in [["fa"] * LAYERS, *(mixed(n) for n in range(1, 12)), BROKEN]:
+    for placement in [*(mixed(n) for n in range(1, 12)), ["fa"] * LAYERS, BROKEN]:
         row = candidate(placement, None)
         scored.append(row)
         accuracy = 0.9431 if placement == ["fa"] * LAYERS else max(0.0, row["value"] - 0.021)
