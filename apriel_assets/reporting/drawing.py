@@ -18,6 +18,8 @@ INK = "#7b7b7b"  # text and axes; in a page's SVG it becomes the page's text col
 BLUE, ORANGE, GREEN = "#4a80b8", "#cc6a22", "#338855"
 # White letters and both pages' backgrounds stand out from each of these.
 MIXER_COLOURS = {"fa": "#3573b8", "swa": "#258153", "gdn": "#b4560f", "kda": "#a04dbc", "mamba": "#cd3951"}
+_LINES = (BLUE, ORANGE, GREEN, "#aa4477", "#3aa5c0", "#b8a022", "#8866bb", INK)
+NUM_COLOURS = len(_LINES)  # of lines, before they come round again
 WIDTH = 5.0  # inches: two pictures side by side on a laptop, and still readable on a phone
 
 _STYLE: Any = {
@@ -35,7 +37,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.2,
-    "axes.prop_cycle": cycler(color=(BLUE, ORANGE, GREEN, "#aa4477", "#3aa5c0", "#b8a022", "#8866bb", INK)),
+    "axes.prop_cycle": cycler(color=_LINES),
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "apriel",  # the same rows give the same bytes
     "text.parse_math": False,  # names come from data: a $ in one is a $

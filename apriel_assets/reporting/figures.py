@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from apriel_assets.reporting.drawing import (
     BLUE,
     GREEN,
+    NUM_COLOURS,
     ORANGE,
     error_bars,
     label_points,
@@ -163,10 +164,11 @@ def speed_by_context(throughput: Rows) -> Figure | None:
     if not lines:
         return None
     figure, (axes,) = new_figure(3.4)
-    for model, rows in lines.items():
+    for index, (model, rows) in enumerate(lines.items()):
+        marker = "os^D"[index // NUM_COLOURS % 4]  # colours come round again
         contexts = [row["context_tokens"] for row in rows]
         measured = [row["tokens_per_s"] / teacher[_point(row)] for row in rows]
-        (line,) = axes.plot(contexts, measured, "o-", ms=3, label=model)
+        (line,) = axes.plot(contexts, measured, f"{marker}-", ms=3, label=model)
         modelled = [math.nan if row["modelled_speedup"] is None else row["modelled_speedup"] for row in rows]
         axes.plot(contexts, modelled, "--", color=line.get_color())
     axes.set_xscale("log", base=2)

@@ -123,13 +123,16 @@ def quality_against_cost(placements: Rows, teacher: float | None, candidates: Ro
         labels.append((1.0, teacher, "all-FA", ORANGE))
         points.append((1.0, teacher))
     front = pareto_front(points)
+    front.append(
+        (max(cost for cost, _ in points), front[-1][1])
+    )  # who may spend more can still take the best
     axes.plot(
         *zip(*front, strict=True), "-", drawstyle="steps-post", color=BLUE, label="Pareto front", zorder=2
     )
     axes.set_xlabel("cost by the cost model, all-FA = 1")
     axes.set_ylabel("generated accuracy")
     axes.margins(x=0.1)
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     label_points(axes, labels)
     return figure
 

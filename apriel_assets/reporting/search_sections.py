@@ -22,7 +22,7 @@ def placements_section(tables: Tables) -> Section:
     picture = Picture(
         title="Quality against cost",
         svg=search_figures.quality_against_cost(placements, accuracy, candidates),
-        caption=caption + " No point beats one on the line in both cost and accuracy.",
+        caption=caption + " On the line: what no other generated point beats in both cost and accuracy.",
     )
     return Section(
         title="Placements",

@@ -4,6 +4,7 @@ from xml.etree import ElementTree
 import pytest
 
 from apriel_assets.reporting import figures
+from apriel_assets.reporting.drawing import NUM_COLOURS
 from apriel_assets.reporting.sparklines import sparkline
 from apriel_assets.reporting.summary import leaderboard_table
 from apriel_assets.tables.published import published_rows
@@ -47,6 +48,13 @@ def test_curves_have_one_legend_entry_a_model(rows):
     words = texts(figures.speed_by_context(rows["throughput"]))
     assert {"h4", "merge", "128", "1024", "4096"} <= set(words)
     assert "teacher" not in words
+
+
+def test_more_models_than_colours_have_other_markers(rows):
+    teacher = [row for row in rows["throughput"] if row["model"] == "teacher"]
+    many = [{**row, "model": f"m{n}"} for n in range(NUM_COLOURS + 1) for row in teacher]
+    few = figures.speed_by_context(teacher + many[: -len(teacher)])
+    assert figures.speed_by_context(teacher + many).count("<path id=") > few.count("<path id=")
 
 
 def test_names_are_text_not_formulas_or_markup(rows):
