@@ -87,17 +87,31 @@ def answer_problems(
     progress: Progress = silent,
 ) -> list[bool]:
     """Return whether the model's greedy completion, cut off or not, answers each problem."""
+    return answer_tasks(model, tokenizer, [(task, problems)], config, progress=progress)
+
+
+def answer_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[tuple[TaskSpec, Sequence[Problem]]],
+    config: EvalConfig,
+    *,
+    progress: Progress = silent,
+) -> list[bool]:
+    """Return the verdicts on several tasks' problems, task after task; all are generated together."""
+    pairs = [(task, problem) for task, problems in asked for problem in problems]
     completions = generate(
         model,
         tokenizer,
-        [problem.prompt for problem in problems],
+        [problem.prompt for _, problem in pairs],
         max_new_tokens=config.max_new_tokens,
         temperature=0.0,
         batch_size=config.batch_size,
         progress=progress,
     )
     return [
-        verify(task, problem, samples[0].text) for problem, samples in zip(problems, completions, strict=True)
+        verify(task, problem, samples[0].text)
+        for (task, problem), samples in zip(pairs, completions, strict=True)
     ]
 
 

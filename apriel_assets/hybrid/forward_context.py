@@ -27,13 +27,19 @@ class ForwardContext:
     padding_mask: torch.Tensor | None = (
         None  # [batch, past + seq], nonzero at real tokens; None: all are real
     )
-    attention_masks: dict[Any, torch.Tensor | None] = field(
-        default_factory=dict
-    )  # shared by layers that need the same
+    # Shared by layers that need the same.
+    attention_masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
+    token_masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
 
     def token_mask(self, seq_len: int) -> torch.Tensor | None:
         """Return which of this pass's tokens are real, `[batch, seq]`, or None when all are."""
-        return None if self.padding_mask is None else self.padding_mask[:, -seq_len:]
+        if seq_len not in self.token_masks:
+            mask = None if self.padding_mask is None else self.padding_mask[:, -seq_len:]
+            # Looked at once a pass, so that no layer masks what needs none. Not on a GPU: it would have to wait.
+            if mask is not None and mask.device.type == "cpu" and bool(mask.all()):
+                mask = None
+            self.token_masks[seq_len] = mask
+        return self.token_masks[seq_len]
 
 
 _ACTIVE: ContextVar[ForwardContext | None] = ContextVar("forward_context", default=None)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.accuracy import answer_problems
+from apriel_assets.evaluation.accuracy import answer_tasks
 from apriel_assets.evaluation.bootstrap import mean_interval
 from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.tasks.problems import make_problems
@@ -129,9 +129,8 @@ def generated_accuracies(
     try:
         for placement in checked:
             supernet.set_placement(placement)
-            correct: list[bool] = []
-            for task in tasks:
-                correct += answer_problems(supernet, tokenizer, task, problems[task.task], config)
+            asked = [(task, problems[task.task]) for task in tasks]
+            correct = answer_tasks(supernet, tokenizer, asked, config)
             found.append(GeneratedAccuracy(*mean_interval(correct, **draws), len(correct)))
             progress(len(found), len(checked), accuracy=found[-1].accuracy)
     finally:

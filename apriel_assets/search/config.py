@@ -35,7 +35,7 @@ class CostsConfig:
     phase: Phase | Literal["both"] = "decode"
     contexts: tuple[int, ...] = (256, 1024)  # tokens
     batch_size: int = 16  # sequences at once
-    repeats: int = 5  # times that a point is timed; the median counts
+    repeats: int = 5  # times that a point is timed; the least counts
     decode_tokens: int = 8  # decode steps each time
     max_seconds_per_point: float = 30.0  # no further run starts after this; the first always does
     check_placements: int = 8  # random placements whose speed is compared with the prediction; 0: no check

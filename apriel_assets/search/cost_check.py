@@ -74,7 +74,7 @@ def check_costs(
         seconds = [_time_pair(model, placement, context, config, seed) for placement in placements]
         for point in (point for point in config.points if point.context == context):
             table, fa_seconds = _costs_at(costs, point)
-            whole = statistics.median(pair[point.phase][0] for pair in seconds)
+            whole = min(pair[point.phase][0] for pair in seconds)
             share = fa_seconds * model.num_layers / whole
             for placement, pair in zip(placements, seconds, strict=True):
                 measured = pair[point.phase][1] / pair[point.phase][0]
@@ -138,13 +138,13 @@ def _costs_at(costs: Sequence[Mapping[str, Any]], point: CostPoint) -> tuple[Cos
         raise UserError(
             f"no mixer cost at {point.phase}, context {point.context}, batch {point.batch_size}; measure it first"
         )
-    return measured_costs(here), statistics.median(row["fa_seconds"] for row in here)
+    return measured_costs(here), statistics.fmean(row["fa_seconds"] for row in here)
 
 
 def _time_pair(
     model: "HybridForCausalLM", placement: Placement, context: int, config: CostsConfig, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Return median seconds of all-FA and of a placement, per phase: of reading the prompts, of a decode step.
+    """Return the least seconds of all-FA and of a placement, per phase: of reading the prompts, of a decode step.
 
     The two take turns, so that a busy machine slows both.
     """
@@ -173,11 +173,7 @@ def _time_pair(
     finally:
         model.set_placement(before)
     # The first of each is left out: allocations and kernel choices.
-    return {
-        phase: (statistics.median(own[0][1:]), statistics.median(own[1][1:]))
-        for phase, own in samples.items()
-        if len(own[0]) > 1
-    }
+    return {phase: (min(own[0][1:]), min(own[1][1:])) for phase, own in samples.items() if len(own[0]) > 1}
 
 
 def _time_step(state: Decoding, device: torch.device) -> float:

@@ -130,13 +130,16 @@ def test_placements_keep_to_what_layers_hold():
 def test_generation_judges_each_placement_on_the_same_unseen_problems(monkeypatch):
     model, asked = make_supernet(), []
 
-    def answers(net, tokenizer, task, problems, config):
-        asked.append((net.placement, task.task, [problem.problem_id for problem in problems]))
-        return [net.placement[0] == "fa" or number == 0 for number in range(len(problems))]
+    def answers(net, tokenizer, pairs, config):
+        verdicts = []
+        for task, problems in pairs:
+            asked.append((net.placement, task.task, [problem.problem_id for problem in problems]))
+            verdicts += [net.placement[0] == "fa" or number == 0 for number in range(len(problems))]
+        return verdicts
 
     placements, config = [("fa", "fa", "fa"), ("swa", "fa", "fa")], EvalConfig(num_problems=4, resamples=50)
     settings = {"seed": 1, "exclude": ()}
-    monkeypatch.setattr(audit, "answer_problems", answers)
+    monkeypatch.setattr(audit, "answer_tasks", answers)
     found = generated_accuracies(model, TOKENIZER, TASKS, placements, config, **settings)
     assert [(own.accuracy, own.num_problems) for own in found] == [(1.0, 8), (0.25, 8)]
     assert found[1].low < 0.25 < found[1].high
