@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/apriel run --recipe quickstart --home "$(HOME_DIR)"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
