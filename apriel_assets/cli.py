@@ -58,7 +58,7 @@ def run(
 
     with open_workspace(recipe, home, overlays or (), write=True) as workspace:
         with terminal.run_display(quiet=as_json) as display:
-            done = workspace.run(select.split(",") if select else None, on_plan=display.on_plan)
+            done = workspace.run(_patterns(select), on_plan=display.on_plan)
         if as_json:
             _print_json({"home": str(workspace.home), "ran": [[row.asset, row.partition] for row in done]})
         else:
@@ -121,6 +121,14 @@ def report(
         _print_json({"report": str(path)})
     else:
         typer.echo(path)
+
+
+def _patterns(select: str | None) -> list[str] | None:
+    if select is None:
+        return None
+    if not (patterns := [pattern.strip() for pattern in select.split(",") if pattern.strip()]):
+        raise UserError("--select is empty; name assets, patterns or groups, separated by commas")
+    return patterns
 
 
 def _print_json(content: Any) -> None:

@@ -18,6 +18,7 @@ from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.errors import UserError
 from apriel_assets.recipe import Recipe, load_recipe
+from apriel_assets.recipe_checks import check_layers_named
 from resources.home import Home, find_home, prepare_home
 
 
@@ -25,8 +26,10 @@ def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
     """Return every asset of a recipe by key, upstream first.
 
     Raises:
-        UserError: a released placement is called like another model.
+        UserError: layers that the teacher does not have, a missing task file, or a released placement that is called
+            like another model.
     """
+    check_layers_named(recipe)
     teacher, traces, completions = teacher_assets(recipe)
     scores = layer_scores_asset(recipe, teacher, traces)
     h1 = h1_assets(recipe, teacher, traces, scores)

@@ -27,7 +27,7 @@ from apriel_assets.recipe_sections import (
     nearest_key,
 )
 from apriel_assets.scoring.config import StoreConfig
-from apriel_assets.search.config import MEASURED, CostsConfig
+from apriel_assets.search.config import GIVEN, MEASURED, CostsConfig
 from apriel_assets.search.costs import PUBLISHED
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -37,7 +37,7 @@ class Recipe(Section):
     """Everything a run depends on. Equal recipes give equal results."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     teacher: TeacherSpec
     tasks: TasksSection
     store: StoreConfig = StoreConfig()
@@ -60,17 +60,41 @@ class Recipe(Section):
         if self.supernet is None:
             raise ValueError("search needs supernet: it searches the mixers that the supernet holds")
         self._check_costs(self.supernet)
+        self._check_mixers(self.supernet, self.search)
+        if self.store.temperature != 1:
+            raise ValueError(
+                f"search needs store.temperature 1, not {self.store.temperature:g}: placements are scored by weights "
+                "against the teacher's own distribution"
+            )
         if unknown := [budget for budget in self.release.names if budget not in self.search.budgets]:
             raise ValueError(
-                f"release.names has budget {unknown[0]:g}; search.budgets are {list(self.search.budgets)}"
+                f"release.names has budget {unknown[0]:g}, search.budgets are {list(self.search.budgets)}; "
+                "drop that name, or set release.names={}"
             )
         return self
+
+    def _check_mixers(self, supernet: SupernetSection, search: SearchSection) -> None:
+        limits = search.allocations
+        named = {
+            "supernet.train.weights": supernet.train.weights,
+            "costs.overheads": self.costs.overheads,
+            "search.allocations.minimum": limits.minimum,
+            "search.allocations.maximum": limits.maximum,
+            "search.allocations.pinned": limits.pinned.values(),
+        }
+        for where, mixers in named.items():
+            if strangers := [mixer for mixer in mixers if mixer not in supernet.all_mixers]:
+                held = ", ".join(supernet.all_mixers)
+                raise ValueError(f"{where} names {strangers[0]!r}; the supernet holds {held}")
 
     def _check_costs(self, supernet: SupernetSection) -> None:
         table = self.costs.table
         if table == MEASURED:
             return
-        known = {"fa", *(self.costs.given or PUBLISHED.get(table, supernet.all_mixers))}
+        if table != GIVEN and table not in PUBLISHED:
+            tables = ", ".join((MEASURED, GIVEN, *PUBLISHED))
+            raise ValueError(f"costs.table {table!r} is no cost table; choose one of {tables}")
+        known = {"fa", *(self.costs.given or PUBLISHED[table])}
         if missing := [mixer for mixer in supernet.all_mixers if mixer not in known]:
             raise ValueError(
                 f"costs.table {table!r} has no cost of {missing[0]!r}, which the supernet holds; "

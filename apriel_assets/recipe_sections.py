@@ -4,6 +4,8 @@ Nothing heavy is imported here: the Dagster code location loads this module.
 """
 
 import difflib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -80,6 +82,13 @@ class H1Section(Section):
     def _check(self) -> "H1Section":
         if list(self.schedule) != sorted(set(self.schedule)) or self.schedule[0] < 1:
             raise ValueError(f"schedule {list(self.schedule)} must be positive and strictly increasing")
+        if isinstance(self.order, tuple):
+            if len(set(self.order)) < len(self.order):
+                raise ValueError(f"order {list(self.order)} names a layer twice")
+            if len(set(self.order) - set(self.keep_attention)) < self.schedule[-1]:
+                raise ValueError(
+                    f"order names too few layers that may be replaced for schedule {list(self.schedule)}"
+                )
         names = [f"h{k}" for k in self.schedule]
         for name, overlay in self.steps.items():
             if name not in names:
@@ -195,8 +204,8 @@ class SearchSection(SearchConfig):
 
     def __post_init__(self) -> None:
         SearchConfig.__post_init__(self)
-        if not self.budgets or min(self.budgets) <= 0:
-            raise UserError(f"search.budgets={list(self.budgets)} must be positive, at least one")
+        if not self.budgets or not all(0 < budget < math.inf for budget in self.budgets):
+            raise UserError(f"search.budgets={list(self.budgets)} must be positive numbers, at least one")
         if len(set(self.budget_keys)) < len(self.budgets):
             raise UserError(f"search.budgets={list(self.budgets)} names a budget twice")
 
@@ -212,8 +221,8 @@ class SearchSection(SearchConfig):
 
 
 def budget_key(budget: float) -> str:
-    """Return a budget as text: 0.6."""
-    return f"{budget:g}"
+    """Return a budget as text, exactly: 0.6."""
+    return repr(budget).removesuffix(".0")
 
 
 class ReleaseSection(Section):
@@ -227,7 +236,7 @@ class ReleaseSection(Section):
         names = list(self.names.values())
         if len(set(names)) < len(names) or "safe" in names:
             raise ValueError(f"names {names} must differ from each other and from safe, which is all-FA")
-        if bad := [name for name in names if not name.replace("-", "").replace("_", "").isalnum()]:
+        if bad := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
             raise ValueError(f"name {bad[0]!r} may have letters, digits, - and _ only")
         return self
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from apriel_assets.errors import UserError
 from apriel_assets.planning.plan import Plan
 from apriel_assets.workspace import Workspace
 from resources import listeners
@@ -66,7 +68,11 @@ def run_display(*, quiet: bool) -> Iterator[RunDisplay]:
     with Progress(*columns, console=console) as progress:
         display = RunDisplay(progress)
         with listeners.listening(display.on_progress):
-            yield display
+            try:
+                yield display
+            except UserError:
+                progress.live.transient = True  # leave nothing but the one line that says what is wrong
+                raise
 
 
 def _console() -> Console:
@@ -95,7 +101,8 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> No
     """Print query results as a table, JSON (list of objects) or CSV."""
     if output == "json":
         sys.stdout.write(
-            json.dumps([dict(zip(columns, row, strict=True)) for row in rows], default=str) + "\n"
+            json.dumps([dict(zip(columns, map(_finite, row), strict=True)) for row in rows], default=str)
+            + "\n"
         )
     elif output == "csv":
         buffer = io.StringIO()
@@ -114,13 +121,17 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> No
         console.print(f"{len(rows)} rows")
 
 
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+
+
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def print_outcome(workspace: Workspace, num_run: int) -> None:
     """Print the leaderboard and where everything is."""
-    from apriel_assets.reporting.summary import summary_columns, summary_rows
+    from apriel_assets.reporting.summary import audit_lines, summary_columns, summary_rows
     from apriel_assets.tables.schemas import TABLES
 
     console = _console()
@@ -133,6 +144,8 @@ def print_outcome(workspace: Workspace, num_run: int) -> None:
         for row in rows:
             table.add_row(*(Text(row[name]) for name in summary_columns()))
         console.print(table)
+    for line in audit_lines(tables):
+        console.print(Text(line))
     console.print(f"{num_run} assets and partitions were run." if num_run else "Up to date: nothing was run.")
     console.print(Text(f"Report   {workspace.write_report()}"))
     console.print(Text(f"UI       APRIEL_HOME={workspace.home} make ui, then http://127.0.0.1:3000"))

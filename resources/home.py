@@ -25,6 +25,7 @@ concurrency:
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_BROKEN_ERRORS = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
 _DISK_SIGNS = (
     "no space left on device",
     "disk quota exceeded",
@@ -32,6 +33,7 @@ _DISK_SIGNS = (
     "disk is full",
     "readonly database",
 )
+_BROKEN_SIGNS = ("file is not a database", "database disk image is malformed")
 
 
 class Home(dg.ConfigurableResource):
@@ -50,6 +52,8 @@ class Home(dg.ConfigurableResource):
 
 def find_home(given: Path | None) -> Path:
     """Return the home to use: `given`, else `APRIEL_HOME`, else `./.apriel`; absolute."""
+    if given is not None and str(given) in ("", "."):
+        given = Path.cwd() / ".apriel"  # an empty variable in a script must not fill the current directory
     return (given or Path(os.environ.get("APRIEL_HOME") or ".apriel")).expanduser().absolute()
 
 
@@ -78,7 +82,7 @@ def _remedy(error: OSError) -> str:
 
 
 def disk_problem(error: BaseException) -> UserError | None:
-    """Return what to tell the user if an error, or one that it came from, is a disk that takes no more; else None.
+    """Return what to tell the user if an error, or one that it came from, is the disk's or the home's; else None.
 
     SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read.
     """
@@ -95,6 +99,9 @@ def disk_problem(error: BaseException) -> UserError | None:
                 f"the disk takes no more: {reason}; free some space or choose another --home, then run again: "
                 "finished work is kept"
             )
+        if getattr(current, "errno", None) in _BROKEN_ERRORS or any(sign in text for sign in _BROKEN_SIGNS):
+            reason = str(current).splitlines()[0]
+            return UserError(f"a file cannot be used: {reason}; repair it, or choose another --home")
         waiting += [current.__cause__, current.__context__, getattr(current, "user_exception", None)]
     return None
 

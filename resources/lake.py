@@ -18,6 +18,7 @@ from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema, to_table
 from resources.atomic import replaced_file, temporary_name
 
+_READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
 
 
@@ -128,8 +129,12 @@ class Lake:
         """
         with self.connect() as connection:
             try:
-                if len(connection.extract_statements(sql)) != 1:
+                statements = connection.extract_statements(sql)
+                if len(statements) != 1:
                     raise UserError("give exactly one SQL statement")
+                # A read-only connection still lets COPY overwrite the files that it may read.
+                if statements[0].type not in _READING:
+                    raise UserError(f"only queries are allowed, not {statements[0].type.name}; try SELECT")
                 result = connection.execute(sql)
                 return [column[0] for column in result.description or []], result.fetchall()
             except duckdb.Error as error:

@@ -49,12 +49,8 @@ def next_layers(ranking: Sequence[int], replaced: Sequence[int], keep: Sequence[
     """Return which layers to replace so that `k` are, easiest first.
 
     Raises:
-        UserError: fewer than `k` layers may be replaced, or a kept layer does not exist.
+        UserError: fewer than `k` layers may be replaced.
     """
-    if missing := [layer for layer in keep if layer not in ranking and layer not in replaced]:
-        raise UserError(
-            f"h1.keep_attention names layers {missing}; the teacher has layers 0 to {len(ranking) - 1}"
-        )
     free = [layer for layer in ranking if layer not in keep and layer not in replaced]
     wanted = k - len(replaced)
     if wanted > len(free):
@@ -129,7 +125,8 @@ def build_checkpoint(
         ranked = ranked_layers(job.input(ranking).table("probes" if "probes" in ranking else "layer_scores"))
         if order == "reverse_loo":
             ranked.reverse()
-    _check_layers(ranked, student.num_layers)
+    _check_layers("order", ranked, student.num_layers)
+    _check_layers("keep_attention", keep, student.num_layers)
     layers = next_layers(ranked, replaced, keep, k)
     student.convert(layers, mixer, init=init, seed=seed, options={mixer: options})
     curve = train(
@@ -173,6 +170,6 @@ def build_merge(job: Job, *, merge: MergeSection, parent: str) -> None:
     record_checkpoint(job, merged, None, name="merge", kind="merge", parent="h1/sft")
 
 
-def _check_layers(ranked: Sequence[int], num_layers: int) -> None:
-    if unknown := sorted(set(ranked) - set(range(num_layers))):
-        raise UserError(f"h1.order names layers {unknown}; the teacher has layers 0 to {num_layers - 1}")
+def _check_layers(key: str, layers: Sequence[int], num_layers: int) -> None:
+    if unknown := sorted(set(layers) - set(range(num_layers))):
+        raise UserError(f"h1.{key} names layers {unknown}; the teacher has layers 0 to {num_layers - 1}")

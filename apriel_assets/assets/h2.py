@@ -1,6 +1,6 @@
 """The assets of the supernet procedure (H2): what is made from what, and which recipe keys each reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apriel_assets.assets.artifact_asset import AssetPlan
@@ -14,7 +14,7 @@ from apriel_assets.assets.h2_builders import (
     build_placements,
     build_supernet,
 )
-from apriel_assets.assets.h2_checks import AUDIT_CHECK, COST_CHECK, SHARING_CHECK
+from apriel_assets.assets.h2_checks import COST_CHECK, SHARING_CHECK, audit_check
 from apriel_assets.assets.release_builders import build_matryoshka, build_release_sft
 from apriel_assets.assets.sketches import (
     sketch_audit,
@@ -25,8 +25,8 @@ from apriel_assets.assets.sketches import (
     sketch_supernet,
 )
 from apriel_assets.recipe import Recipe
-from apriel_assets.recipe_sections import SearchSection, SupernetSection, budget_key
-from apriel_assets.search.config import MEASURED
+from apriel_assets.recipe_sections import AuditConfig, SearchSection, SupernetSection, budget_key
+from apriel_assets.search.config import MEASURED, CostsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tupl
                 reads={
                     "mixer": mixer,
                     "options": getattr(recipe.mixers, mixer),
-                    "costs": recipe.costs,
+                    "costs": _measurement(recipe.costs),
                     "seed": recipe.seed,
                 },
                 inputs=(teacher,),
@@ -104,7 +104,12 @@ def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tupl
         key="cost_model",
         group="search",
         build=build_cost_model,
-        reads={"costs": recipe.costs, "mixers": section.all_mixers},
+        reads={
+            "costs": CostsConfig(
+                table=recipe.costs.table, given=recipe.costs.given, overheads=recipe.costs.overheads
+            ),
+            "mixers": section.all_mixers,
+        },
         inputs=tuple(measured),
         kinds=("json",),
         recipe=recipe.name,
@@ -113,12 +118,22 @@ def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tupl
     return measured, model
 
 
+def _measurement(costs: CostsConfig) -> CostsConfig:
+    """Return what timings depend on, without what is made of them."""
+    plain = CostsConfig()
+    return replace(costs, table=MEASURED, given={}, overheads={}, check_placements=plain.check_placements)
+
+
 def _cost_check(recipe: Recipe, supernet: AssetPlan, costs: list[AssetPlan]) -> AssetPlan:
     return AssetPlan(
         key="cost_check",
         group="search",
         build=build_cost_check,
-        reads={"costs": recipe.costs, "seed": recipe.seed},
+        reads={
+            "costs": _measurement(recipe.costs),
+            "num_placements": recipe.costs.check_placements,
+            "seed": recipe.seed,
+        },
         inputs=(supernet, *costs),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
@@ -189,14 +204,14 @@ def _search(
         key="audit",
         build=build_audit,
         reads={
-            "audit": search.audit,
+            "audit": replace(search.audit, least_spearman=AuditConfig().least_spearman),
             "estimator": search.estimator,
             "heldout": recipe.tasks.heldout,
             "seed": recipe.seed,
         },
         inputs=scored,
         kinds=("pytorch", "parquet"),
-        checks=(AUDIT_CHECK,),
+        checks=(audit_check(search.audit.least_spearman),),
         group="search",
         recipe=recipe.name,
         sketch=sketch_audit,

@@ -93,7 +93,7 @@ def build_cost_model(job: Job, *, costs: CostsConfig, mixers: tuple[str, ...]) -
     job.draft.figures |= {f"cost_{mixer}": table.per_mixer[mixer] for mixer in mixers}
 
 
-def build_cost_check(job: Job, *, costs: CostsConfig, seed: int) -> None:
+def build_cost_check(job: Job, *, costs: CostsConfig, num_placements: int, seed: int) -> None:
     """Predicted against measured speed of the whole model, over random placements."""
     from apriel_assets.search.cost_check import check_costs, spread_placements
     from resources.provenance import device_name
@@ -101,7 +101,7 @@ def build_cost_check(job: Job, *, costs: CostsConfig, seed: int) -> None:
     supernet = load_model_once(job, "supernet")
     found = check_costs(
         supernet,
-        spread_placements(supernet.mixers, costs.check_placements, seed),
+        spread_placements(supernet.mixers, num_placements, seed),
         _mixer_costs(job),
         costs,
         device_name=device_name(),
@@ -166,9 +166,10 @@ def build_placements(
         costs=[found.cost for found in result.ranked],
     )
     job.draft.tables["search_curve"] = to_table("search_curve", curve_rows(budget, result))
-    work = scorer.layer_evaluations
+    work, thin = scorer.layer_evaluations, [found.score for found in result.ranked]
     job.draft.figures |= {
         "num_scored": result.num_scored,
+        "num_under_ess_floor": sum(s.figures["ess_share"] < estimator.ess_floor for s in thin),  # type: ignore[attr-defined]
         "stopped_because": result.stopped_because,
         "best_value": result.best.score.value,
         "layer_evaluations": work.done,
@@ -252,7 +253,6 @@ def build_audit(
     ranked_by = next(row for row in rows.to_pylist() if row["estimator"] == estimator.estimator)
     job.draft.figures |= {
         "estimator": estimator.estimator,
-        "least_spearman": audit.least_spearman,
         **{name: ranked_by[name] for name in ("spearman", "spearman_low", "spearman_high", "pearson")},
     }
 

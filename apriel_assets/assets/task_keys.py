@@ -5,14 +5,22 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from apriel_assets.errors import UserError
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from resources.artifact_store import digest, file_digest
 
 
 def file_digests(tasks: Sequence[TaskSpec]) -> dict[str, str]:
-    """Return the hash of every file that the tasks read; a file that is not there is reported when it is read."""
+    """Return the hash of every file that the tasks read.
+
+    Raises:
+        UserError: a file that is not there.
+    """
     paths = sorted({task.file for task in tasks if task.file})
-    return {path: file_digest(Path(path)) if Path(path).is_file() else "absent" for path in paths}
+    for path in paths:
+        if not Path(path).expanduser().is_file():
+            raise UserError(f"no file {path}; check the task's file: in the recipe")
+    return {path: file_digest(Path(path).expanduser()) for path in paths}
 
 
 def task_key(task: TaskSpec) -> str:

@@ -41,7 +41,7 @@ class DistillConfig:
         for name in ("steps", "batch_size", "gradient_accumulation", "save_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
         for name in ("temperature", "learning_rate", "muon_learning_rate"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a finite number > 0")
         _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number >= 0")
         _require(0 <= self.warmup_fraction <= 1, "warmup_fraction", self.warmup_fraction, "between 0 and 1")
         _require(

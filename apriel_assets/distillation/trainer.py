@@ -78,13 +78,11 @@ def train(
         recorder: measures along the way.
         alignment: of the student; takes the place of config.loss and needs no teacher.
         resume_dir: keeps the newest state. A run that stopped goes on from there and ends with the very
-            weights of
-            a run that did not (on CPU, bit for bit). None: nothing is kept.
+            weights of a run that did not (on CPU, bit for bit). None: nothing is kept.
 
     Raises:
         UserError: traces that the model or config cannot take, a resume_dir of another run, a loss or
-            gradient that
-            is not finite (the last good state stays).
+            gradient that is not finite (the last good state stays).
     """
     if alignment is None and (teacher is None) != (config.loss == "cross_entropy"):
         raise UserError(f"loss {config.loss} {'needs a teacher' if teacher is None else 'takes no teacher'}")

@@ -1,8 +1,7 @@
 """Load the model that students come from, and say what it is.
 
 Any causal LM of transformers, from the hub, a directory or a GGUF file, as long as its attention can be
-exchanged and
-its logits are its LM head applied to the final hidden states: losses are computed from those.
+exchanged and its logits are its LM head applied to the final hidden states: losses are computed from those.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -116,12 +116,13 @@ def teacher_facts(spec: TeacherSpec) -> dict[str, Any]:
         revision (the hub's commit, or None).
 
     Raises:
-        UserError: not found.
+        UserError: not found, or a model without the usual attention; names the class.
     """
     source = _find(spec)
     config = _from_files(AutoConfig, spec, source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    check_attention_call(find_decoder_layers(model))
     text = config.get_text_config(decoder=True)
     return {
         "num_layers": text.num_hidden_layers,
@@ -187,7 +188,7 @@ def _from_files(loader: Any, spec: TeacherSpec, source: _Source, **kwargs: Any) 
         return loader.from_pretrained(
             source.path, trust_remote_code=spec.trust_remote_code, **source.arguments, **kwargs
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"teacher.model {spec.model}: {loader.__name__} cannot read it: {reason}") from error
 

@@ -64,7 +64,11 @@ def select(assets: Mapping[str, AssetPlan], patterns: Collection[str]) -> set[st
     """
     chosen: set[str] = set()
     for pattern in patterns:
-        hits = [key for key, asset in assets.items() if fnmatchcase(key, pattern) or asset.group == pattern]
+        # An asset's own name wins over a group of the same name.
+        hits = [pattern] if pattern in assets else []
+        hits = hits or [
+            key for key, own in assets.items() if fnmatchcase(key, pattern) or own.group == pattern
+        ]
         if not hits:
             raise UserError(
                 f"--select {pattern}: no asset or group of that name; assets: {', '.join(assets)}"

@@ -54,6 +54,26 @@ def summary_rows(tables: Tables) -> list[dict[str, str]]:
     return [_as_text(row, layers[row["model"]]) for row in leaderboard_table(tables).to_pylist()]
 
 
+def audit_lines(tables: Tables) -> list[str]:
+    """Return one line on how far the placements' scores can be trusted; none without an audit."""
+    audit = {row["estimator"]: row for row in table_rows(tables, "audit")}
+    ranked = next(
+        (row["estimator"] for row in table_rows(tables, "candidates") if row["budget"] is None), None
+    )
+    if ranked not in audit:
+        return []
+    parts = []
+    for name in dict.fromkeys((ranked, "snis")):
+        row = audit[name]
+        if row["spearman"] is None:
+            parts.append(f"{name} gives all the same value")
+        else:
+            interval = f"[{row['spearman_low']:.2f}, {row['spearman_high']:.2f}]"
+            parts.append(f"{name} {row['spearman']:.2f} {interval}")
+    count = audit[ranked]["num_placements"]
+    return [f"Audit    Spearman with generated accuracy over {count} placements: {'; '.join(parts)}"]
+
+
 def speed_points(tables: Tables) -> list[tuple[int, int]]:
     """Return contexts and batch sizes of the leaderboard's speeds: one pair, unless a run is partial."""
     points = {(row["context_tokens"], row["batch_size"]) for row in leaderboard_table(tables).to_pylist()}

@@ -27,8 +27,8 @@ class StoreConfig:
         for name in ("problems", "samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"store.{name}={getattr(self, name)} must be at least 1")
-        if self.temperature < 0:
-            raise UserError(f"store.temperature={self.temperature} must be 0 (greedy) or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"store.temperature={self.temperature} must be 0 (greedy) or more, and finite")
         if self.top_k_log_probs is not None and self.top_k_log_probs < 1:
             raise UserError(f"store.top_k_log_probs={self.top_k_log_probs} must be at least 1, or null")
 

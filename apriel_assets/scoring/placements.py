@@ -38,6 +38,7 @@ from apriel_assets.scoring.teacher_check import check_calibration, check_vocabul
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
 
+_SCORES_REVISION = 1  # raise it when an estimator changes what it returns: kept scores are then made anew
 _FLUSH_SECONDS = 15.0  # scores at risk if the run is cut
 _SMALLEST_CHUNK = 32  # placements walked together: fewer share too little
 
@@ -209,7 +210,7 @@ class PlacementScorer:
         # These choose among the figures, or check, or set the speed; they change none.
         for name in ("estimator", "ess_floor", "tolerance_nats", "batch_size"):
             del settings[name]
-        parts = [version or weights_digest(self._model), self._set.digest(), settings, seed]
+        parts = [_SCORES_REVISION, version or weights_digest(self._model), self._set.digest(), settings, seed]
         parts.append(None if teacher is None else weights_digest(teacher))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -111,7 +111,10 @@ TABLES: dict[str, TableSpec] = {
         "phase": (_TEXT, "prefill or decode"),
         "context_tokens": (_INT, "tokens in the cache when decoding, or prompt length"),
         "batch_size": (_INT, "sequences at once"),
-        "seconds": (_FLOAT, "one layer's mixer on a prompt or decode step; least of the repeats, mean over layers"),
+        "seconds": (
+            _FLOAT,
+            "one layer's mixer on a prompt or decode step; least of the repeats, mean over layers",
+        ),
         "fa_seconds": (_FLOAT, "the same of full attention, measured in turn with it"),
         "relative": (_FLOAT, "seconds over fa_seconds"),
         "roofline_relative": (_FLOAT, "the mixer's bytes (decode) or FLOP (prefill) over full attention's"),

@@ -3,7 +3,14 @@ import shutil
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GraniteConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.model import HybridForCausalLM
@@ -99,10 +106,20 @@ def test_what_is_not_there_is_one_line(spec, message, function):
     assert "\n" not in str(caught.value)
 
 
-def test_damaged_weights_are_one_line(directory):
-    (directory / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot read it"):
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_damaged_files_are_one_line(directory, file):
+    content = (directory / file).read_bytes()
+    (directory / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot read it") as caught:
         load_teacher(TeacherSpec(model=str(directory)))
+    assert "\n" not in str(caught.value)
+
+
+def test_teacher_without_attention_is_refused_by_its_class(tmp_path):
+    config = MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="MambaForCausalLM"):
+        teacher_facts(TeacherSpec(model=str(tmp_path)))
 
 
 def test_tokenizer_beyond_the_embedding_is_refused(directory):

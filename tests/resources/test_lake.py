@@ -48,6 +48,9 @@ def test_published_figures_are_there(lake):
         "create table t (a int)",
         "drop view evals",
         "copy (select 1) to 'x.csv'",
+        "copy (select 1 as model) to '{lake}/evals/tiny/evals.parquet'",
+        "create temp table x as select 1",
+        "explain analyze copy (select 1) to '{lake}/x.csv'",
         "select * from read_text('/etc/passwd')",
         "select * from read_csv('/etc/passwd')",
         "attach '/tmp/other.duckdb'",
@@ -59,8 +62,10 @@ def test_published_figures_are_there(lake):
     ],
 )
 def test_catalog_refuses_writes_foreign_files_and_nonsense_in_one_line(lake, sql):
+    files = {path: path.read_bytes() for path in lake.home.rglob("*.parquet")}
     with pytest.raises(UserError) as error:
-        lake.query(sql)
+        lake.query(sql.format(lake=lake.home / "lake"))
+    assert {path: path.read_bytes() for path in lake.home.rglob("*.parquet")} == files
     assert "\n" not in str(error.value)
     assert lake.query("select count(*) from evals")[1] == [(3,)]
 

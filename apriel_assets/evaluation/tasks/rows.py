@@ -47,7 +47,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path} line {number}"
         try:
-            text = line.decode()
+            text = line.decode().removeprefix("\ufeff")  # some editors mark the beginning of a file
         except UnicodeDecodeError as error:
             raise UserError(f"{where} is not UTF-8 (byte {error.start}: {error.reason})") from error
         if not text.strip():
@@ -56,6 +56,8 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             row = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is malformed JSON: {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+            raise UserError(f"{where} is no JSON that can be read: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f"{where} holds {type(row).__name__}; each line must be one JSON object")
         yield where, row

@@ -2,10 +2,9 @@
 
 Autograd keeps several `[batch, channels, state]` tensors per token and reads each back from memory. Here a
 chunk of tokens at a time is laid out as `[seq, state, batch, heads, width]`, small enough to stay in the
-cache, with
-long contiguous rows for every operand: exponentials and outer products are one operation per chunk, the
-recurrence is one fused multiply-add per token, in place. Only the states between chunks are kept; the
-backward pass recomputes those within.
+cache, with long contiguous rows for every operand: exponentials and outer products are one operation per
+chunk, the recurrence is one fused multiply-add per token, in place. Only the states between chunks are
+kept; the backward pass recomputes those within.
 """
 
 import math
