@@ -151,7 +151,7 @@ def exit_codes() -> Iterator[None]:
         print("apriel: interrupted; finished work is kept, run again to continue from there", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if problem := _disk_problem(error):
+        if problem := _storage_problem(error):
             print(f"apriel: {problem}", file=sys.stderr)
             sys.exit(2)
         # Wrong arguments: typer raises click's exceptions or those of a private copy, depending on its version.
@@ -161,12 +161,12 @@ def exit_codes() -> Iterator[None]:
         sys.exit(2)
 
 
-def _disk_problem(error: Exception) -> UserError | None:
+def _storage_problem(error: Exception) -> UserError | None:
     if "resources.home" not in sys.modules:  # a command that failed before it opened a home
         return None
-    from resources.home import disk_problem
+    from resources.home import storage_problem
 
-    return disk_problem(error)
+    return storage_problem(error)
 
 
 def main() -> None:

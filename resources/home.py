@@ -52,8 +52,6 @@ class Home(dg.ConfigurableResource):
 
 def find_home(given: Path | None) -> Path:
     """Return the home to use: `given`, else `APRIEL_HOME`, else `./.apriel`; absolute."""
-    if given is not None and str(given) in ("", "."):
-        given = Path.cwd() / ".apriel"  # an empty variable in a script must not fill the current directory
     return (given or Path(os.environ.get("APRIEL_HOME") or ".apriel")).expanduser().absolute()
 
 
@@ -81,7 +79,7 @@ def _remedy(error: OSError) -> str:
     return "choose another with --home or APRIEL_HOME"
 
 
-def disk_problem(error: BaseException) -> UserError | None:
+def storage_problem(error: BaseException) -> UserError | None:
     """Return what to tell the user if an error, or one that it came from, is the disk's or the home's; else None.
 
     SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read.

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from resources.home import disk_problem
+from resources.home import storage_problem
 
 
 def wrapped(cause):
@@ -28,7 +28,7 @@ def wrapped(cause):
 )
 def test_full_disk_is_recognised_bare_and_wrapped(error):
     for seen in (error, wrapped(error), wrapped(wrapped(error))):
-        message = str(disk_problem(seen))
+        message = str(storage_problem(seen))
         assert "the disk takes no more" in message
         assert "\n" not in message
 
@@ -37,5 +37,5 @@ def test_full_disk_is_recognised_bare_and_wrapped(error):
     "error", [OSError(errno.ENOENT, "No such file"), ValueError("no space"), KeyError(28)]
 )
 def test_other_errors_are_left_alone(error):
-    assert disk_problem(error) is None
-    assert disk_problem(wrapped(error)) is None
+    assert storage_problem(error) is None
+    assert storage_problem(wrapped(error)) is None
