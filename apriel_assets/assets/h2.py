@@ -1,5 +1,6 @@
 """The assets of the supernet procedure (H2): what is made from what, and which recipe keys each reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,7 +183,19 @@ def _search(
         recipe=recipe.name,
         sketch=sketch_placements,
     )
-    finalists = AssetPlan(
+    finalists = _finalists(
+        recipe, search, (supernet, upstream.teacher, upstream.completions, placements), budgets
+    )
+    return [allocations, placements, finalists, _audit(recipe, search, scored)]
+
+
+def _finalists(
+    recipe: Recipe,
+    search: SearchSection,
+    inputs: tuple[AssetPlan, ...],
+    budgets: Mapping[str | None, Mapping[str, Any]],
+) -> AssetPlan:
+    return AssetPlan(
         key="finalists",
         build=build_finalists,
         reads={
@@ -193,14 +206,17 @@ def _search(
             "seed": recipe.seed,
         },
         by_partition={key: {**own, "name": placement_model(str(key))} for key, own in budgets.items()},
-        inputs=(supernet, upstream.teacher, upstream.completions, placements),
+        inputs=inputs,
         kinds=("pytorch", "parquet"),
         partitions=search.budget_keys,
         group="search",
         recipe=recipe.name,
         sketch=sketch_finalists,
     )
-    audit = AssetPlan(
+
+
+def _audit(recipe: Recipe, search: SearchSection, inputs: tuple[AssetPlan, ...]) -> AssetPlan:
+    return AssetPlan(
         key="audit",
         build=build_audit,
         reads={
@@ -209,14 +225,13 @@ def _search(
             "heldout": recipe.tasks.heldout,
             "seed": recipe.seed,
         },
-        inputs=scored,
+        inputs=inputs,
         kinds=("pytorch", "parquet"),
         checks=(audit_check(search.audit.least_spearman),),
         group="search",
         recipe=recipe.name,
         sketch=sketch_audit,
     )
-    return [allocations, placements, finalists, audit]
 
 
 def placement_model(budget: str) -> str:

@@ -147,15 +147,18 @@ def build_placements(
 ) -> None:
     """Which layer has which mixer: the search within the budget, scored on the store by forward passes."""
     from apriel_assets.scoring.rating import to_rows
-    from apriel_assets.search.allocations import enumerate_allocations
+    from apriel_assets.search.allocations import Allocation
     from apriel_assets.search.placement_search import curve_rows, search_placements
     from apriel_assets.search.space import SearchSpace
     from apriel_assets.tables.schemas import to_table
 
     scorer = _scorer(job, estimator, seed)
     costs = cost_table(job)
-    held = load_model_once(job, "supernet").mixers
-    space = SearchSpace(enumerate_allocations(costs, budget, held, allocations), costs, held, allocations)
+    admitted = [
+        Allocation(json.loads(row["counts"]), row["cost"], row["pareto"])
+        for row in job.input("allocations").table("allocations").to_pylist()
+    ]
+    space = SearchSpace(admitted, costs, load_model_once(job, "supernet").mixers, allocations)
     ranking = ranked_layers(job.input("layer_scores").table("layer_scores"))
     result = search_placements(
         space, scorer.score, search, layer_ranking=ranking, seed=seed, progress=job.progress
