@@ -10,10 +10,11 @@ from pathlib import Path
 
 import dagster as dg
 
-from apriel_assets.assets.artifact_asset import AssetPlan, OnePartition, to_dagster
+from apriel_assets.assets.asset_plan import AssetPlan, OnePartition
 from apriel_assets.assets.evals import EvaluatedModel, eval_assets
 from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
 from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
+from apriel_assets.assets.materialize import to_dagster
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.errors import UserError

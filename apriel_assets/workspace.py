@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.definitions import build_defs, plan_assets
 from apriel_assets.planning.execute import bring_up_to_date, select
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.asset_plan import Job
 from apriel_assets.assets.loading import CHECKPOINT
 
 if TYPE_CHECKING:

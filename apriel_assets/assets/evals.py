@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from apriel_assets.assets.artifact_asset import AssetPlan, Job, OnePartition
+from apriel_assets.assets.asset_plan import AssetPlan, Job, OnePartition
 from apriel_assets.assets.loading import load_model_once, load_teacher_model
 from apriel_assets.assets.sketches import sketch_evals
 from apriel_assets.assets.task_keys import task_key

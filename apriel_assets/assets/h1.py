@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.h1_builders import (
     build_checkpoint,
     build_layer_scores,

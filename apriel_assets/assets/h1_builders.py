@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.asset_plan import Job
 from apriel_assets.assets.checkpoints import record_checkpoint
 from apriel_assets.assets.loading import (
     VALIDATION_TRACES,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.h2_builders import (
     build_allocations,
     build_audit,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.asset_plan import Job
 from apriel_assets.assets.checkpoints import record_checkpoint
 from apriel_assets.assets.h1_builders import ranked_layers
 from apriel_assets.assets.loading import (

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from apriel_assets.assets.artifact_asset import Check
+from apriel_assets.assets.asset_plan import Check
 from resources.artifact_store import Artifact
 
 _LEAST_R2 = 0.8  # of the whole model's predicted speed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.asset_plan import Job
 from apriel_assets.hybrid.specs import TeacherSpec
 
 if TYPE_CHECKING:

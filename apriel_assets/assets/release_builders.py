@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from apriel_assets.assets.artifact_asset import Job
+from apriel_assets.assets.asset_plan import Job
 from apriel_assets.assets.checkpoints import record_checkpoint
 from apriel_assets.assets.loading import load_checkpoint, load_model_once, load_teacher_model, train_traces
 from apriel_assets.distillation.config import MatryoshkaTrainConfig

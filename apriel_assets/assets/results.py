@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from apriel_assets.assets.artifact_asset import AssetPlan, Job
+from apriel_assets.assets.asset_plan import AssetPlan, Job
 from apriel_assets.assets.evals import EvaluatedModel
 from apriel_assets.assets.task_keys import task_key
 from apriel_assets.recipe import Recipe

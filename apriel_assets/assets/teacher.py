@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from apriel_assets.assets.artifact_asset import AssetPlan, Job
+from apriel_assets.assets.asset_plan import AssetPlan, Job
 from apriel_assets.assets.loading import (
     CHECKPOINT,
     TEACHER,

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from apriel_assets.assets.artifact_asset import AssetPlan
+from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.errors import UserError
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from resources.artifact_store import ArtifactStore

@@ -13,7 +13,8 @@ import dagster as dg
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleCause, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from apriel_assets.assets.artifact_asset import AssetPlan, latest_address
+from apriel_assets.assets.asset_plan import AssetPlan
+from apriel_assets.assets.materialize import latest_address
 from resources.artifact_store import Artifact, ArtifactStore
 
 

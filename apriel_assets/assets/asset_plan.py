@@ -1,0 +1,114 @@
+"""What an asset is: its key, the recipe values that it reads, what it is made from, how it is built.
+
+A stage module writes a builder, `build(job, **reads)`, and names exactly the recipe values that it reads. Those
+values, hashed, are the asset's code version; nothing else of the recipe can reach the builder, so nothing else can
+make its result old.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from apriel_assets.progress import Progress
+from resources.artifact_store import Artifact, Draft, digest
+
+Builder = Callable[..., None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a builder is given besides its slice of the recipe."""
+
+    asset: str
+    draft: Draft
+    inputs: Mapping[str, Mapping[str | None, Artifact]]
+    address: str
+    work_dir: Path  # survives a killed build of the same address: resume from here
+    home: Path
+    partition: str | None
+    progress: Progress
+    started: float  # time.monotonic() when the build began
+
+    def input(self, asset: str) -> Artifact:
+        """Return the artifact of an upstream asset of which one is read: it has no partitions, or one of them."""
+        (artifact,) = self.inputs[asset].values()
+        return artifact
+
+    def input_partitions(self, asset: str) -> list[Artifact]:
+        """Return the artifacts of all partitions of an upstream asset."""
+        return list(self.inputs[asset].values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What must hold of an artifact; shown in the UI with every materialization."""
+
+    name: str
+    description: str
+    passes: Callable[[Artifact], tuple[bool, Mapping[str, Any]]]  # verdict, figures to show
+    blocking: bool = False  # True: what is made from a failing artifact does not run
+
+
+@dataclass(frozen=True)
+class OnePartition:
+    """An input of which a single partition is read."""
+
+    asset: "AssetPlan"
+    partition: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssetPlan:
+    """Everything about one asset but its builder's body.
+
+    An input with the same partitions is read partition by partition, any other one whole.
+    """
+
+    key: str  # slash-separated, e.g. h1/probes/h6
+    group: str
+    build: Builder
+    reads: Mapping[str, Any]
+    inputs: Sequence["AssetPlan | OnePartition"] = ()
+    partitions: tuple[str, ...] = ()
+    # More arguments of one partition's build. Not hashed: the partition key must already tell them apart.
+    by_partition: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
+    revision: str = "1"  # raise it when the algorithm changes what it returns
+    kinds: tuple[str, ...] = ("python",)
+    recipe: str = "quickstart"
+    tables: tuple[str, ...] = ()
+    description: str = ""
+    sketch: Callable[[Artifact], Mapping[str, Any]] | None = None  # small pictures for the UI
+    checks: Sequence[Check] = ()
+
+    @property
+    def slice(self) -> dict[str, Any]:
+        """The recipe values that this asset reads, as plain JSON."""
+        return TypeAdapter(dict[str, Any]).dump_python(dict(self.reads), mode="json")
+
+    @property
+    def code_version(self) -> str:
+        return f"{self.revision}+{digest(self.slice, 12)}"
+
+    @property
+    def partition_keys(self) -> tuple[str | None, ...]:
+        return self.partitions or (None,)
+
+    @property
+    def upstream(self) -> tuple["AssetPlan", ...]:
+        """The assets that this one is made from."""
+        return tuple(given.asset if isinstance(given, OnePartition) else given for given in self.inputs)
+
+    def reads_of(self, partition: str | None) -> dict[str, tuple[str | None, ...]]:
+        """Return which partitions of each input one partition of this asset is made from."""
+        found: dict[str, tuple[str | None, ...]] = {}
+        for given in self.inputs:
+            if isinstance(given, OnePartition):
+                found[given.asset.key] = (given.partition,)
+            elif partition is not None and given.partitions == self.partitions:
+                found[given.key] = (partition,)
+            else:
+                found[given.key] = given.partition_keys
+        return found
