@@ -6,6 +6,7 @@ from typing import Literal
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.placement import MIXERS
+from apriel_assets.slices import UNHASHED
 
 Loss = Literal["reverse_kl", "forward_kl", "cross_entropy"]
 Optimizer = Literal["muon", "adamw"]
@@ -35,7 +36,7 @@ class DistillConfig:
     grad_clip_norm: float | None = 1.0  # None: no clipping
     max_tokens: int | None = None  # longest trace, prompt and completion together; None: any
     overlong: Overlong = "refuse"  # what happens to longer traces
-    save_every: int = 100  # steps between resume points
+    save_every: int = field(default=100, metadata=UNHASHED)  # steps between resume points
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation", "save_every"):

@@ -1,9 +1,10 @@
 """What determines scores, given models, problems and a seed. No torch here: recipes import this."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from apriel_assets.errors import UserError
+from apriel_assets.slices import UNHASHED
 
 EstimatorName = Literal[
     "ois", "ois_clipped", "snis", "ess", "reverse_kl", "log_q", "exact_match", "token_match"
@@ -88,7 +89,8 @@ class EstimatorConfig:
     ess_floor: float = 0.1  # snis ranks only placements whose ESS is at least this share of the completions
     clip: float = 10.0  # largest weight in ois_clipped
     problems: int | None = None  # of the store, spread evenly; None: all
-    batch_size: int = 16  # completions at once; as many as a CPU's cache holds, a GPU wants more
+    # Completions at once: as many as a CPU's cache holds; a GPU wants more.
+    batch_size: int = field(default=16, metadata=UNHASHED)
     confidence: float = 0.95  # of the bootstrap intervals
     resamples: int = 1000  # bootstrap resamples of problems
     tolerance_nats: float = 0.02  # mean difference per token between stored and recomputed teacher log-probs

@@ -65,6 +65,21 @@ def warn_of_unreliable(scores: Sequence[PlacementScore], config: EstimatorConfig
         )
 
 
+def warn_of_thin(scores: Sequence[PlacementScore], config: EstimatorConfig, budget: float) -> int:
+    """Return how many scores have an ESS under the floor; if all have, say what that means for the search."""
+    thin = sum(score.figures["ess_share"] < config.ess_floor for score in scores)
+    if thin == len(scores):
+        logger.warning(
+            "budget %g: all %d candidates have an ESS under ess_floor=%g; ranked by %s, but no estimate is firm here: "
+            "trust the finalists' generated accuracy, train the supernet longer, or allow a higher budget",
+            budget,
+            thin,
+            config.ess_floor,
+            scores[0].estimator,
+        )
+    return thin
+
+
 def to_rows(
     scores: Sequence[PlacementScore],
     *,

@@ -8,7 +8,10 @@ from apriel_assets.search.space import SearchSpace
 
 
 class Score(Protocol):
-    """How good a placement is; higher is better. `low` and `high` bound the value's interval."""
+    """How good a placement is; higher is better. `low` and `high` bound the value's interval.
+
+    `reliable` is False where the value stands in for an estimate that could not be trusted.
+    """
 
     @property
     def value(self) -> float: ...
@@ -16,6 +19,8 @@ class Score(Protocol):
     def low(self) -> float: ...
     @property
     def high(self) -> float: ...
+    @property
+    def reliable(self) -> bool: ...
 
 
 class Scorer(Protocol):
@@ -33,5 +38,13 @@ class Strategy(Protocol):
 
 
 def rank(scored: Mapping[Placement, Score], space: SearchSpace) -> list[Placement]:
-    """Return the scored placements, best first: by value, then by lower cost, then by name."""
-    return sorted(scored, key=lambda placement: (-scored[placement].value, space.cost(placement), placement))
+    """Return the scored placements, best first: by value, then by lower cost, then by name.
+
+    Unreliable ones come after all others: their values are another estimator's, so the two do not compare.
+    """
+
+    def key(placement: Placement) -> tuple:
+        score = scored[placement]
+        return (not score.reliable, -score.value, space.cost(placement), placement)
+
+    return sorted(scored, key=key)

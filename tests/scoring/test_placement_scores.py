@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,6 @@ from apriel_assets.scoring.estimators import ESTIMATORS
 from apriel_assets.scoring.memo import ScoreMemo
 from apriel_assets.scoring.placements import PlacementScorer
 from apriel_assets.scoring.prefix import count_layers
-from apriel_assets.scoring.rating import to_rows
 from tests.scoring.tiny_hybrid import make_hybrid
 from tests.scoring.tiny_supernet import TOKENIZER, make_store, make_supernet
 
@@ -189,36 +187,6 @@ def test_a_memo_of_another_version_is_scored_anew(supernet, store, tmp_path):
     row = {"placement": ALL_FA, "figures": {"ois": 5.0}}
     (folder / "old.json").write_text(json.dumps({"format": 1, "scope": scorer._scope, "scores": [row]}))
     assert scorer.score([ALL_FA])[0].value == pytest.approx(2 / 3, rel=1e-4)
-
-
-def test_snis_does_not_rank_where_the_ess_is_too_small(supernet, store, caplog):
-    wanted = [ALL_FA, ("mamba", "mamba", "swa")]
-    trusting = EstimatorConfig(resamples=50, estimator="snis", ess_floor=0.0)
-    wary = EstimatorConfig(resamples=50, estimator="snis", ess_floor=0.99)
-    intact, broken = PlacementScorer(supernet, store, trusting).score(wanted)
-    assert (intact.reliable, broken.reliable) == (True, True)
-    assert broken.value == broken.figures["snis"]
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        intact, broken = PlacementScorer(supernet, store, wary).score(wanted)
-        PlacementScorer(supernet, store, wary).score(wanted[1:])
-    assert (intact.reliable, intact.estimator) == (True, "snis")
-    assert (broken.reliable, broken.estimator) == (False, "ois_clipped")
-    assert broken.value == broken.figures["ois_clipped"] < intact.value
-    assert "1 of 2 placements" in caplog.text
-    assert "all of 1 placements" in caplog.text
-
-
-def test_rows_hold_every_estimator(supernet, store):
-    config = EstimatorConfig(resamples=50, estimator="reverse_kl")
-    scores = PlacementScorer(supernet, store, config).score([("swa", "fa", "fa"), ALL_FA])
-    row, intact = to_rows(scores, budget=0.5, costs=[0.4, 1.0]).to_pylist()
-    assert row["placement"] == ["swa", "fa", "fa"]
-    assert (row["budget"], row["cost"], row["estimator"], row["reliable"]) == (0.5, 0.4, "reverse_kl", True)
-    assert row["value"] == -row["reverse_kl_nats"] < intact["value"]
-    assert row["low"] <= row["value"] <= row["high"]
-    assert row["num_problems"] == 6
-    assert {name for name, value in row.items() if value is None} == set()
 
 
 def test_a_choice_of_problems_is_spread_over_the_tasks(supernet, store):

@@ -21,6 +21,7 @@ class Interval:
     value: float
     low: float
     high: float
+    reliable: bool = True
 
 
 class Landscape:

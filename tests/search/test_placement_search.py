@@ -8,6 +8,7 @@ import pytest
 from apriel_assets.errors import UserError
 from apriel_assets.search.beam import BeamSearch
 from apriel_assets.search.config import AllocationConfig, SearchConfig
+from apriel_assets.search.history import rank
 from apriel_assets.search.moves import neighbour_groups
 from apriel_assets.search.placement_search import SearchResult, curve_rows, search_placements
 from apriel_assets.tables.schemas import to_table
@@ -52,6 +53,16 @@ def test_beats_random_at_equal_candidates(strategy):
         gains.append(own.best.score.value - random.best.score.value)
     assert min(gains) > -0.05
     assert np.mean(gains) > 0.15
+
+
+def test_what_cannot_be_trusted_ranks_below_all_that_can():
+    space = make_space(3, 0.9)
+    placements = list(space.enumerate())
+    scored = {p: Interval(number, number, number, number % 2 == 0) for number, p in enumerate(placements)}
+    values = [scored[placement].value for placement in rank(scored, space)]
+    even = [value for value in range(len(placements)) if value % 2 == 0]
+    odd = [value for value in range(len(placements)) if value % 2]
+    assert values == [*reversed(even), *reversed(odd)]
 
 
 def test_beam_evaluates_few_layers_when_prefixes_are_reused():
