@@ -9,24 +9,36 @@ and p = softmax(teacher logits / T):
     forward KL     KL(p || q) = sum p (log p - log q)      d/dlogits = (q - p) / T
     cross entropy  -log q[target]                          d/dlogits = q - onehot(target)
 
-Logits are rounded as the head emits them; everything after is fp32. Same scheme as "Liger Kernel: Efficient
-Triton Kernels for LLM Training" (arXiv 2410.10989), fused linear cross entropy.
+Logits are rounded as the head emits them, gradients by them likewise; everything between is fp32. On a GPU a kernel of
+two passes writes the gradient over the logits (`loss_kernel.py`). Same scheme as "Liger Kernel: Efficient Triton
+Kernels for LLM Training" (arXiv 2410.10989), fused linear cross entropy.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from apriel_assets.distillation.config import Loss
+from apriel_assets.distillation.top_k import TopKTeacher, reverse_kl_to_top_k
 from apriel_assets.errors import UserError
 
-# Logits per chunk. CPU: 8 MiB per fp32 matrix, about the cache. GPU: 1 GiB, so that the head's gradient,
+# Logits per chunk. CPU: 8 MiB per fp32 matrix, about the cache. GPU: 0.5 GiB in bf16, so that the head's gradient,
 # which each chunk reads and writes as a whole, is touched rarely.
 _CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**28}
+
+# On a GPU up to so many chunks' products are added up in the head's own dtype, inside the matrix product: a sum in fp32
+# would take twice the memory and another pass. Each product is summed in fp32 and rounded once, so n chunks in bf16 are
+# about sqrt(n) / 2 times as inexact as the one rounding that autograd's dense gradient has.
+_MOST_ROUNDINGS = 16
+
+Formula = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
+"""From a chunk's logits and what they are held against to the summed loss and its gradient, in the logits' dtype."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ def token_loss(
     mask: Tensor,
     *,
     loss: Loss = "reverse_kl",
-    teacher: TeacherHead | None = None,
+    teacher: TeacherHead | TopKTeacher | None = None,
     targets: Tensor | None = None,
     temperature: float = 1.0,
     num_tokens: int | None = None,
@@ -61,34 +73,33 @@ def token_loss(
         head: the student's LM head, with or without bias. Its weight and bias get gradients if they require
             them.
         mask: `[...]`, True where the next token counts. Other positions never reach a head.
-        teacher: needed by the two KLs; gets no gradient.
+        teacher: needed by the two KLs; gets no gradient. Stored top-k log-probs serve the reverse KL at T = 1.
         targets: next token ids, `[...]`; needed by cross entropy.
         num_tokens: tokens of the whole batch, over micro-batches and processes. None: those of this mask.
         chunk_tokens: tokens that go through the heads at once. None: as many as suit the device.
 
     Raises:
-        UserError: no token counts, or the two vocabularies differ.
+        UserError: no token counts, the two vocabularies differ, or stored log-probs that do not serve this loss.
     """
     mask = mask.bool()
     count = int(mask.sum())
     if count == 0:
         raise UserError("no loss-carrying token in the batch; each trace needs at least one completion token")
+    chosen = hidden_states[mask]
     if loss == "cross_entropy":
-        teacher = None
         assert targets is not None, "cross entropy needs targets"
-        wanted = targets[mask]
+        formula, held_against = _formula(loss, chosen, temperature), partial(_pick, targets[mask])
+    elif isinstance(teacher, TopKTeacher):
+        teacher.check(loss, temperature, head.out_features)
+        formula = _formula("reverse_kl_to_top_k", chosen, temperature)
+        held_against = partial(_pick_both, teacher.token_ids[mask], teacher.log_probs[mask])
     else:
         assert teacher is not None, f"{loss} needs a teacher"
         check_vocabularies(head, teacher.head)
-        wanted = teacher.hidden_states.detach()[mask]
-
-    def reference(chunk: slice) -> Tensor:
-        return wanted[chunk] if teacher is None else teacher.head(wanted[chunk]).float()
-
-    chosen = hidden_states[mask]
-    formula = partial(_formulas(chosen.is_cuda)[loss], temperature=temperature)
+        formula = _formula(loss, chosen, temperature)
+        held_against = partial(_teacher_logits, teacher.hidden_states.detach()[mask], teacher.head)
     size = chunk_tokens or _chunk_tokens(head)
-    total = _HeadLoss.apply(chosen, head.weight, head.bias, formula, reference, size)
+    total = _HeadLoss.apply(chosen, head.weight, head.bias, formula, held_against, size)
     return total / (num_tokens or count)
 
 
@@ -171,15 +182,49 @@ def cross_entropy(logits: Tensor, targets: Tensor, temperature: float) -> tuple[
     return loss, log_q.exp_().scatter_add_(-1, targets[:, None], one_hot).div_(temperature)
 
 
+_FORMULAS: dict[str, Callable] = {
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "cross_entropy": cross_entropy,
+    "reverse_kl_to_top_k": lambda logits, stored, temperature: reverse_kl_to_top_k(logits, *stored),
+}
+
+
+def _pick(values: Tensor, chunk: slice) -> Tensor:
+    return values[chunk]
+
+
+def _pick_both(token_ids: Tensor, log_probs: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+    return token_ids[chunk], log_probs[chunk]
+
+
+def _teacher_logits(hidden_states: Tensor, head: nn.Linear, chunk: slice) -> Tensor:
+    return head(hidden_states[chunk])
+
+
+def _formula(loss: str, hidden_states: Tensor, temperature: float) -> Formula:
+    """Return the loss's fastest form on the device of its operands: the one place that decides."""
+    if hidden_states.is_cuda and loss != "reverse_kl_to_top_k" and find_spec("triton") is not None:
+        from apriel_assets.distillation.loss_kernel import loss_and_slope
+
+        return partial(loss_and_slope, loss, temperature=temperature)
+    # Eager, each formula walks [chunk, vocab] a dozen times. On CPU compiling costs more than it saves in a run of
+    # minutes.
+    rounded = _compiled(loss) if hidden_states.is_cuda else partial(_rounded, loss)
+    return partial(rounded, temperature=temperature)
+
+
+def _rounded(loss: str, logits: Tensor, reference: Any, temperature: float) -> tuple[Tensor, Tensor]:
+    """Compute in fp32; return the gradient in the logits' dtype."""
+    if isinstance(reference, Tensor) and reference.is_floating_point():
+        reference = reference.float()
+    total, slope = _FORMULAS[loss](logits.float(), reference, temperature)
+    return total, slope.to(logits.dtype)
+
+
 @cache
-def _formulas(on_gpu: bool) -> dict[str, Callable]:
-    # Eager, each formula walks [chunk, vocab] a dozen times; fused, a GPU reads it twice. On CPU compiling
-    # costs more than it saves in a run of minutes.
-    formulas = {"reverse_kl": reverse_kl, "forward_kl": forward_kl, "cross_entropy": cross_entropy}
-    return {
-        name: torch.compile(formula, dynamic=True) if on_gpu else formula
-        for name, formula in formulas.items()
-    }
+def _compiled(loss: str) -> Callable:
+    return torch.compile(partial(_rounded, loss), dynamic=True)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -190,19 +235,22 @@ class _HeadLoss(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # fp32: a bf16 sum over many chunks loses the small ones.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        wide = not hidden.is_cuda or len(hidden) > _MOST_ROUNDINGS * chunk_tokens
+        grad_weight = (
+            torch.zeros_like(weight, dtype=torch.float32 if wide else None) if needs_weight else None
+        )
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for chunk in _chunks(len(hidden), chunk_tokens):
-            loss, slope = formula(F.linear(hidden[chunk], weight, bias).float(), reference(chunk))
+            loss, slope = formula(F.linear(hidden[chunk], weight, bias), reference(chunk))
             total += loss
             if grad_bias is not None:
-                grad_bias += slope.sum(0)
+                grad_bias += slope.sum(0, dtype=torch.float32)
             slope = slope.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[chunk] = slope @ weight
+                torch.mm(slope, weight, out=grad_hidden[chunk])
             if grad_weight is not None:
                 _add_product(grad_weight, slope.T, hidden[chunk])
+            del slope  # before the next chunk's logits are made
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.head_dtype = weight.dtype
         return total

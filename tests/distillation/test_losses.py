@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from apriel_assets.distillation.losses import TeacherHead, token_divergences, token_log_probs, token_loss
+from apriel_assets.distillation.top_k import TopKTeacher
 from apriel_assets.errors import UserError
 
 VOCAB, HIDDEN, TEACHER_HIDDEN = 37, 12, 20
@@ -180,3 +181,60 @@ def test_refuses_two_vocabularies():
     other = TeacherHead(teacher.hidden_states, nn.Linear(TEACHER_HIDDEN, VOCAB + 1))
     with pytest.raises(UserError, match="37 logits, teacher 38"):
         token_loss(hidden, head, mask, teacher=other)
+
+
+def make_top_k(teacher, k):
+    top = teacher.head(teacher.hidden_states).float().log_softmax(-1).topk(k)
+    return TopKTeacher(top.indices.int(), top.values)
+
+
+def joined_loss(hidden, head, teacher, mask, k):
+    """The same with the tail as one outcome, by autograd."""
+    log_q = head(hidden).log_softmax(-1)[mask]
+    log_p = teacher.head(teacher.hidden_states).log_softmax(-1)[mask]
+    kept = torch.zeros_like(log_p, dtype=torch.bool).scatter(-1, log_p.topk(k).indices, True)
+
+    def joined(log_probs):
+        tail = log_probs.masked_fill(kept, -torch.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([log_probs[kept].view(-1, k), tail], dim=-1)
+
+    log_q, log_p = joined(log_q), joined(log_p)
+    return (log_q.exp() * (log_q - log_p)).sum() / len(log_q)
+
+
+@pytest.mark.parametrize("k", [1, 5, VOCAB - 1])
+def test_stored_top_k_equals_the_plain_formula_with_one_tail(k):
+    hidden, head, teacher, mask, _ = make_case()
+    actual = token_loss(hidden, head, mask, teacher=make_top_k(teacher, k), chunk_tokens=4)
+    expected = joined_loss(hidden, head, teacher, mask, k)
+    torch.testing.assert_close(actual, expected)
+    for mine, plain in zip(gradients(actual, hidden, head), gradients(expected, hidden, head), strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-6, rtol=1e-4)
+
+
+def test_more_stored_log_probs_come_closer_to_the_full_loss_from_below():
+    hidden, head, teacher, mask, _ = make_case()
+    full = token_loss(hidden, head, mask, teacher=teacher).item()
+    losses = [token_loss(hidden, head, mask, teacher=make_top_k(teacher, k)).item() for k in (1, 4, 16, 36)]
+    assert losses == sorted(losses)
+    assert losses[-1] == pytest.approx(full, abs=1e-6)  # a tail of one token
+    assert losses[0] < 0.9 * full
+
+
+def test_stored_top_k_of_a_sure_teacher_stays_finite():
+    hidden, head, _, mask, _ = make_case()
+    sure = TopKTeacher(torch.zeros(3, 9, 1, dtype=torch.int32), torch.zeros(3, 9, 1))
+    loss = token_loss(hidden, head, mask, teacher=sure)
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, hidden, head))
+
+
+def test_stored_top_k_serves_only_what_it_can():
+    hidden, head, teacher, mask, _ = make_case()
+    stored = make_top_k(teacher, 3)
+    with pytest.raises(UserError, match="not forward_kl at 1"):
+        token_loss(hidden, head, mask, loss="forward_kl", teacher=stored)
+    with pytest.raises(UserError, match="not reverse_kl at 2"):
+        token_loss(hidden, head, mask, temperature=2.0, teacher=stored)
+    with pytest.raises(UserError, match="no tail"):
+        token_loss(hidden, head, mask, teacher=make_top_k(teacher, VOCAB))
