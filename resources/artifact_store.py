@@ -18,20 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from resources.atomic import created_directory
+from resources.build_lock import build_lock
+from resources.file_hashes import file_digest, first_damage, remember
 
 PROVENANCE = "provenance.json"
+SEAL = "provenance_sha256"  # of all other keys, as canonical JSON
 
 
 def digest(content: Any, length: int = 16) -> str:
     """Return the first `length` hex digits of the SHA-256 of `content` as canonical JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,16 +53,6 @@ class Artifact:
     def table(self, name: str) -> pa.Table:
         """Read one of the result tables that this artifact's asset produced."""
         return pq.read_table(self.path / "tables" / f"{name}.parquet")
-
-    def damage(self) -> str | None:
-        """Say what is missing or has another size than was written, or None. Reads no content."""
-        for name, facts in self.provenance["files"].items():
-            path = self.path / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != facts["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, {facts['bytes']} were written"
-        return None
 
 
 @dataclass(kw_only=True)
@@ -100,14 +87,31 @@ class ArtifactStore:
         return digest([asset, code_version, dict(inputs), partition])
 
     def find(self, asset: str, address: str) -> Artifact | None:
-        """Return the artifact at this address, or None if it is absent or visibly damaged."""
+        """Return the artifact at this address, or None if it is absent or damaged."""
         path = self.directory(asset, address)
-        try:
-            provenance = json.loads((path / PROVENANCE).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        provenance = _read_provenance(path)
+        if provenance is None or self._damage(asset, address, provenance):
             return None
-        artifact = Artifact(path=path, provenance=provenance)
-        return None if artifact.damage() else artifact
+        return Artifact(path=path, provenance=provenance)
+
+    def damage(self, asset: str, address: str) -> str | None:
+        """Say what is wrong with an artifact: a file that is missing or has other bytes than were written, or None."""
+        provenance = _read_provenance(self.directory(asset, address))
+        if provenance is None:
+            return f"{PROVENANCE} is missing or damaged"
+        return self._damage(asset, address, provenance)
+
+    def _damage(self, asset: str, address: str, provenance: Mapping[str, Any]) -> str | None:
+        record = self._verified(asset, address)
+        return first_damage(self.directory(asset, address), provenance["files"], record)
+
+    def _verified(self, asset: str, address: str) -> Path:
+        return self.home / "verified" / asset / f"{address}.json"
+
+    def provenances(self, asset: str) -> list[dict[str, Any]]:
+        """Return the provenance of everything that is stored of an asset, oldest first; files are not checked."""
+        found = [_read_provenance(path) for path in self.directory(asset, "").glob("[!.]*") if path.is_dir()]
+        return sorted((own for own in found if own), key=lambda own: own["finished_unix_s"])
 
     @contextlib.contextmanager
     def create(self, asset: str, address: str, provenance: Mapping[str, Any]) -> Iterator[Draft]:
@@ -134,20 +138,44 @@ class ArtifactStore:
                 "finished_unix_s": time.time(),
                 "files": _file_facts(temporary),
             }
-            (temporary / PROVENANCE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            remember(temporary, final, record["files"], self._verified(asset, address))
+            (temporary / PROVENANCE).write_text(json.dumps(_sealed(record), indent=1, sort_keys=True) + "\n")
         shutil.rmtree(self.work_directory(asset, address), ignore_errors=True)
 
     def get_or_create(
         self, asset: str, address: str, provenance: Mapping[str, Any], build: Callable[[Draft], None]
     ) -> tuple[Artifact, bool]:
-        """Return the artifact and whether it was built now (False: it was there already)."""
+        """Return the artifact and whether it was built now (False: it was there already).
+
+        If another process builds the same artifact, wait for it.
+        """
         if (artifact := self.find(asset, address)) is not None:
             return artifact, False
-        with self.create(asset, address, provenance) as draft:
-            build(draft)
+        lock = self.home / "work" / ".locks" / f"{asset.replace('/', '.')}.{address}"
+        with build_lock(lock):
+            if (artifact := self.find(asset, address)) is not None:
+                return artifact, False
+            with self.create(asset, address, provenance) as draft:
+                build(draft)
         artifact = self.find(asset, address)
         assert artifact is not None, f"{asset}/{address} vanished after it was written"
         return artifact, True
+
+
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    plain = json.loads(json.dumps(record))  # as it will be read
+    return {**plain, SEAL: digest(plain, 64)}
+
+
+def _read_provenance(directory: Path) -> dict[str, Any] | None:
+    """Return the provenance, or None if there is none or it is not as it was written."""
+    try:
+        found = json.loads((directory / PROVENANCE).read_text())
+        plain = {name: value for name, value in found.items() if name != SEAL}
+    except (OSError, ValueError, AttributeError):
+        return None
+    # Artifacts that were written before there were seals are taken as they are.
+    return found if SEAL not in found or found[SEAL] == digest(plain, 64) else None
 
 
 def _file_facts(directory: Path) -> dict[str, dict[str, Any]]:

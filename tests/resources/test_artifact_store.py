@@ -1,15 +1,19 @@
 """Artifacts appear whole or not at all, keep their address, and show when they are damaged."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import pyarrow as pa
 import pytest
 
+from resources import file_hashes
 from resources.artifact_store import ArtifactStore
 from resources.atomic import replaced_file
+from resources.file_hashes import SMALL_BYTES, file_digest
 
 
 @pytest.fixture
@@ -78,7 +82,132 @@ def test_damage_is_seen_and_mended(store, harm):
     else:
         (artifact.path / "provenance.json").write_text("{")
     assert store.find("h1/h4", "a1") is None
-    assert make(store).damage() is None
+    make(store)
+    assert store.damage("h1/h4", "a1") is None
+
+
+def flip(path, offset=100):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["tables/evals.parquet", "weights.bin", "large.bin", "provenance.json"])
+def test_one_flipped_bit_is_seen(store, file):
+    with store.create("h1/h4", "a1", {}) as draft:
+        (draft.path / "weights.bin").write_bytes(bytes(200))
+        (draft.path / "large.bin").write_bytes(bytes(SMALL_BYTES + 1))
+        draft.tables["evals"] = pa.table({"value": [1.0]})
+    assert store.find("h1/h4", "a1") is not None
+    flip(store.directory("h1/h4", "a1") / file)
+    assert store.find("h1/h4", "a1") is None
+    assert file in store.damage("h1/h4", "a1")
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Return the names of the files that are read to be hashed from here on, by a process that knows none."""
+    names = []
+
+    def digest(path):
+        names.append(path.name)
+        return file_digest(path)
+
+    monkeypatch.setattr(file_hashes, "_read", {})
+    monkeypatch.setattr(file_hashes, "file_digest", digest)
+    return names
+
+
+def make_large(store):
+    with store.create("h1/h4", "a1", {}) as draft:
+        (draft.path / "large.bin").write_bytes(bytes(SMALL_BYTES))
+        (draft.path / "small.txt").write_text("x")
+
+
+def test_large_file_is_hashed_when_it_is_written_and_not_again(store, hashed, monkeypatch):
+    make_large(store)
+    hashed.clear()
+    assert [store.find("h1/h4", "a1") is not None for _ in range(2)] == [True, True]
+    assert hashed == []  # this process wrote them
+    monkeypatch.setattr(file_hashes, "_read", {})
+    assert [store.find("h1/h4", "a1") is not None for _ in range(2)] == [True, True]
+    assert hashed == ["small.txt"]  # another process reads what is cheap to read, once
+
+
+@pytest.mark.parametrize("loss", ["copied home", "lost record", "torn record"])
+def test_large_files_are_hashed_once_where_nothing_is_known_of_them(
+    store, hashed, monkeypatch, tmp_path, loss
+):
+    make_large(store)
+    (record,) = store.home.glob("verified/h1/h4/*")
+    if loss == "copied home":
+        store = ArtifactStore(shutil.copytree(store.home, tmp_path / "copy"))
+    elif loss == "lost record":
+        record.unlink()
+    else:
+        record.write_text('{"large.bin": {"st')
+    for expected in (["large.bin", "small.txt"], ["small.txt"]):
+        monkeypatch.setattr(file_hashes, "_read", {})
+        hashed.clear()
+        assert store.find("h1/h4", "a1") is not None
+        assert sorted(hashed) == expected
+
+
+def test_file_changed_behind_its_times_is_seen(store, monkeypatch):
+    make_large(store)
+    path = store.directory("h1/h4", "a1") / "large.bin"
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a restore from a backup may set them
+    monkeypatch.setattr(file_hashes, "_read", {})
+    assert store.find("h1/h4", "a1") is None
+
+
+BUILDER = """
+    import sys, time
+    from pathlib import Path
+    from resources.artifact_store import ArtifactStore
+    home = Path(sys.argv[1])
+    def build(draft):
+        with (home / "builds").open("a") as log:
+            log.write("x")
+        (draft.path / "weights.bin").write_text("w")
+        while not (home / "go on").exists():
+            time.sleep(0.01)
+    print(ArtifactStore(home).get_or_create("h1/h4", "a1", {}, build)[1])
+"""
+
+
+def start_builder(home):
+    command = [sys.executable, "-c", textwrap.dedent(BUILDER), str(home)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_second_process_waits_for_the_first_and_finds_its_artifact(store):
+    processes = [start_builder(store.home) for _ in range(2)]
+    wait_until((store.home / "builds").exists)
+    (store.home / "go on").touch()
+    assert sorted(process.communicate(timeout=30)[0].strip() for process in processes) == ["False", "True"]
+    assert (store.home / "builds").read_text() == "x"
+    assert list(store.home.glob("work/.locks/*")) == []
+
+
+def test_killed_builder_leaves_its_lock_to_the_next(store):
+    first = start_builder(store.home)
+    wait_until((store.home / "builds").exists)
+    second = start_builder(store.home)
+    first.kill()
+    first.communicate()
+    wait_until(lambda: (store.home / "builds").read_text() == "xx")
+    (store.home / "go on").touch()
+    assert second.communicate(timeout=30)[0].strip() == "True"
 
 
 def test_killed_writer_leaves_the_old_file(tmp_path):
