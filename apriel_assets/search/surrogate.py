@@ -11,7 +11,7 @@ import numpy as np
 
 from apriel_assets.hybrid.placement import Placement
 from apriel_assets.search.history import Score, rank
-from apriel_assets.search.linear_model import LinearModel
+from apriel_assets.search.linear_model import LinearModel, Terms
 from apriel_assets.search.moves import neighbour_groups
 from apriel_assets.search.space import SearchSpace
 
@@ -35,8 +35,8 @@ class SurrogateSearch:
         """Return starts until all are scored, then what the model proposes; none: nothing is left near the best."""
         if starts := [placement for placement in self._starts if placement not in scored][:num]:
             return starts
-        model = self._fit(scored)
-        sources = [self._optima(model), self._draws(model), self._neighbours(model, scored)]
+        model = fit(self._space, scored)
+        sources = [optima(self._space, model.mean()), self._draws(model), self._neighbours(model, scored)]
         chosen: dict[Placement, None] = {}
         while sources and len(chosen) < num:
             for source in list(sources):
@@ -46,18 +46,6 @@ class SurrogateSearch:
                 elif len(chosen) < num:
                     chosen[found] = None
         return list(chosen)
-
-    def _fit(self, scored: Mapping[Placement, Score]) -> LinearModel:
-        values = np.array([score.value for score in scored.values()])
-        # A scorer may say -inf for a placement that puts out nonsense: as bad as the worst finite one.
-        finite = values[np.isfinite(values)]
-        values = np.maximum(values, finite.min() if len(finite) else 0.0)
-        return LinearModel(self._space.encode(list(scored)), values, len(self._space.mixers))
-
-    def _optima(self, model: LinearModel) -> Iterator[Placement]:
-        terms = model.mean()
-        arranged = self._space.arrange(terms.layers, terms.pairs)
-        return (placement for placement, _ in sorted(arranged, key=lambda found: (-found[1], found[0])))
 
     def _draws(self, model: LinearModel) -> Iterator[Placement]:
         seen: set[Placement] = set()
@@ -78,3 +66,18 @@ class SurrogateSearch:
             if found:
                 order = np.argsort(-terms.predict(self._space.encode(found)), kind="stable")
                 yield from (found[index] for index in order)
+
+
+def fit(space: SearchSpace, scored: Mapping[Placement, Score]) -> LinearModel:
+    """Return the linear model of the scores so far."""
+    values = np.array([score.value for score in scored.values()])
+    # A scorer may say -inf for a placement that puts out nonsense: as bad as the worst finite one.
+    finite = values[np.isfinite(values)]
+    values = np.maximum(values, finite.min() if len(finite) else 0.0)
+    return LinearModel(space.encode(list(scored)), values, len(space.mixers))
+
+
+def optima(space: SearchSpace, terms: Terms) -> Iterator[Placement]:
+    """Yield each allocation's best placement under a model, the best of all first."""
+    arranged = space.arrange(terms.layers, terms.pairs)
+    return (placement for placement, _ in sorted(arranged, key=lambda found: (-found[1], found[0])))

@@ -11,6 +11,7 @@ from apriel_assets.search.config import AllocationConfig, SearchConfig
 from apriel_assets.search.history import rank
 from apriel_assets.search.moves import neighbour_groups
 from apriel_assets.search.placement_search import SearchResult, curve_rows, search_placements
+from apriel_assets.search.surrogate import fit, optima
 from apriel_assets.tables.schemas import to_table
 from tests.search.landscapes import COSTS, Interval, Landscape, make_space
 
@@ -66,10 +67,13 @@ def test_what_cannot_be_trusted_ranks_below_all_that_can():
 
 
 def test_beam_evaluates_few_layers_when_prefixes_are_reused():
-    for seed in range(3):
+    shares = []
+    for seed in range(4):
         landscape = Landscape(12, seed)
         run("beam", landscape, make_space(12, 0.5), 128, batch=32)
-        assert landscape.evaluated_layers <= 0.6 * 12 * len(landscape.scored)
+        shares.append(landscape.evaluated_layers / (12 * len(landscape.scored)))
+    assert np.mean(shares) <= 0.6
+    assert max(shares) <= 0.7
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -192,7 +196,7 @@ def test_bad_configs_are_refused(values):
         SearchConfig(**values)
 
 
-def test_beam_proposes_neighbours_of_the_best_only():
+def test_beam_proposes_neighbours_of_the_best_and_the_models_optima():
     space = make_space(8, 0.6)
     rng = np.random.default_rng(0)
     placements = list({space.random(rng): None for _ in range(30)})
@@ -200,4 +204,6 @@ def test_beam_proposes_neighbours_of_the_best_only():
     proposed = BeamSearch(space, [], 1, rng).propose(scored, 24)
     neighbours = {placement for group in neighbour_groups(space, placements[-1]) for placement in group}
     assert len(proposed) == 24
-    assert set(proposed) <= neighbours - set(scored)
+    assert not set(proposed) & set(scored)
+    assert len(set(proposed) - neighbours) <= 24 // 4
+    assert len(set(proposed) & set(optima(space, fit(space, scored).mean()))) >= 1
