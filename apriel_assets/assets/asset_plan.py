@@ -5,17 +5,26 @@ values, hashed, are the asset's code version; nothing else of the recipe can rea
 make its result old.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
+from apriel_assets.errors import UserError
 from apriel_assets.progress import Progress
+from apriel_assets.slices import hashed_values
 from resources.artifact_store import Artifact, Draft, digest
 
 Builder = Callable[..., None]
+
+# Dagster does not look for changes behind an edge to 100 partitions or more: what reads them would never be stale.
+MAX_PARTITIONS = 99
+
+
+def input_name(asset: str, partition: str | None) -> str:
+    """Return how an input is called in provenance and addresses."""
+    return f"{asset}@{partition}" if partition else asset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,7 @@ class Job:
     partition: str | None
     progress: Progress
     started: float  # time.monotonic() when the build began
+    is_recorded: bool = True  # False in all but one of the processes of a distributed build: its draft is thrown away
 
     def input(self, asset: str) -> Artifact:
         """Return the artifact of an upstream asset of which one is read: it has no partitions, or one of them."""
@@ -42,13 +52,17 @@ class Job:
         return list(self.inputs[asset].values())
 
 
+Verdict = tuple[bool | None, Mapping[str, Any]]
+"""Whether a check holds (None: this artifact does not tell), and the figures to show with it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """What must hold of an artifact; shown in the UI with every materialization."""
 
     name: str
     description: str
-    passes: Callable[[Artifact], tuple[bool, Mapping[str, Any]]]  # verdict, figures to show
+    passes: Callable[[Artifact, Artifact | None], Verdict]  # the artifact, and the one that it replaces
     blocking: bool = False  # True: what is made from a failing artifact does not run
 
 
@@ -65,6 +79,9 @@ class AssetPlan:
     """Everything about one asset but its builder's body.
 
     An input with the same partitions is read partition by partition, any other one whole.
+
+    Raises:
+        UserError: more partitions than Dagster follows.
     """
 
     key: str  # slash-separated, e.g. h1/probes/h6
@@ -73,8 +90,11 @@ class AssetPlan:
     reads: Mapping[str, Any]
     inputs: Sequence["AssetPlan | OnePartition"] = ()
     partitions: tuple[str, ...] = ()
+    dynamic_partitions: str | None = None  # name of a set of partitions that grows while the program runs
     # More arguments of one partition's build. Not hashed: the partition key must already tell them apart.
     by_partition: Mapping[str | None, Mapping[str, Any]] = field(default_factory=dict)
+    # Data versions of what one partition reads beside its inputs and the recipe, such as another's files.
+    outside: Callable[[str | None], Mapping[str, str]] | None = None
     revision: str = "1"  # raise it when the algorithm changes what it returns
     kinds: tuple[str, ...] = ("python",)
     recipe: str = "quickstart"
@@ -83,14 +103,25 @@ class AssetPlan:
     sketch: Callable[[Artifact], Mapping[str, Any]] | None = None  # small pictures for the UI
     checks: Sequence[Check] = ()
 
-    @property
-    def slice(self) -> dict[str, Any]:
-        """The recipe values that this asset reads, as plain JSON."""
-        return TypeAdapter(dict[str, Any]).dump_python(dict(self.reads), mode="json")
+    def __post_init__(self) -> None:
+        if len(self.partitions) > MAX_PARTITIONS:
+            raise UserError(
+                f"{self.key} would have {len(self.partitions)} partitions, at most {MAX_PARTITIONS} are possible; give "
+                "fewer evals.tasks or search.budgets, or spread them over several recipes"
+            )
 
-    @property
+    @functools.cached_property
+    def slice(self) -> dict[str, Any]:
+        """The recipe values that this asset's result depends on, as plain JSON."""
+        return hashed_values(self.reads)
+
+    @functools.cached_property
     def code_version(self) -> str:
         return f"{self.revision}+{digest(self.slice, 12)}"
+
+    @property
+    def is_partitioned(self) -> bool:
+        return bool(self.partitions or self.dynamic_partitions)
 
     @property
     def partition_keys(self) -> tuple[str | None, ...]:
@@ -107,7 +138,7 @@ class AssetPlan:
         for given in self.inputs:
             if isinstance(given, OnePartition):
                 found[given.asset.key] = (given.partition,)
-            elif partition is not None and given.partitions == self.partitions:
+            elif partition is not None and given.partitions and given.partitions == self.partitions:
                 found[given.key] = (partition,)
             else:
                 found[given.key] = given.partition_keys

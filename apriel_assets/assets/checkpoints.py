@@ -25,7 +25,7 @@ def record_checkpoint(
     parent: str,
     placements: "Mapping[str, Placement] | None" = None,
 ) -> None:
-    """Write the model, its training curve and its `checkpoints` row.
+    """Write the model, load it again to see that it is the same, and write its training curve and `checkpoints` row.
 
     Args:
         job: of the asset that made the model.
@@ -36,10 +36,14 @@ def record_checkpoint(
         parent: asset that it was made from.
         placements: rows of these names and placements in the place of one row of the active placement.
     """
+    from apriel_assets.hybrid.equality import tensors_that_differ
     from apriel_assets.tables.schemas import to_table
 
+    if not job.is_recorded:
+        return
     directory = job.draft.path / CHECKPOINT
     model.save_pretrained(directory)
+    job.draft.figures["num_tensors_changed_by_saving"] = len(tensors_that_differ(model, directory))
     losses = curve.column("loss_nats").to_pylist() if curve else []
     tail = losses[-max(1, len(losses) // 10) :]
     tokens = curve.column("tokens")[-1].as_py() if curve else 0

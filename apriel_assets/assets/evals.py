@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job, OnePartition
+from apriel_assets.assets.checks import evals_check
 from apriel_assets.assets.loading import load_model_once, load_teacher_model
-from apriel_assets.assets.sketches import sketch_evals
+from apriel_assets.assets.regression_checks import EVALS_REGRESSION_CHECK
+from apriel_assets.assets.sketches import sketch_evals, sketch_throughput
 from apriel_assets.assets.task_keys import task_key
 from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
@@ -43,7 +45,7 @@ def build_evals(
 
     teacher, tokenizer = load_teacher_model(job)
     rows = evaluate_task(
-        _load(job, asset, placement),
+        load_evaluated(job, asset, placement),
         tokenizer,
         task,
         accuracy,
@@ -63,7 +65,7 @@ def build_throughput(
     from resources.provenance import device_name
 
     rows: pa.Table = measure_throughput(
-        _load(job, asset, placement),
+        load_evaluated(job, asset, placement),
         throughput,
         model_name=model,
         device_name=device_name(),
@@ -73,7 +75,8 @@ def build_throughput(
     job.draft.tables["throughput"] = rows
 
 
-def _load(job: Job, asset: str, placement: str | None) -> "HybridForCausalLM":
+def load_evaluated(job: Job, asset: str, placement: str | None) -> "HybridForCausalLM":
+    """Return a model under the placement that it is evaluated with; shared within the process."""
     # Checkpoints of several placements are shared in the process: whoever runs one sets its own placement.
     model = load_model_once(job, asset)
     if "finalists" in job.inputs:
@@ -105,7 +108,9 @@ def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[EvaluatedMo
             inputs=tuple(inputs),
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
+            tables=("evals",),
             sketch=sketch_evals,
+            checks=(evals_check(recipe.evals.accuracy.num_problems), EVALS_REGRESSION_CHECK),
         )
         speed = AssetPlan(
             key=f"throughput/{model.name}",
@@ -115,6 +120,8 @@ def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[EvaluatedMo
             inputs=tuple(inputs),
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
+            tables=("throughput",),
+            sketch=sketch_throughput,
         )
         assets += [evals, speed]
     return assets

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from apriel_assets.assets.asset_plan import AssetPlan
+from apriel_assets.assets.checks import CHECKPOINT_CHECK, TRAINING_CHECKS
 from apriel_assets.assets.h1_builders import (
     build_checkpoint,
     build_layer_scores,
@@ -10,7 +11,7 @@ from apriel_assets.assets.h1_builders import (
     build_probes,
     build_sft,
 )
-from apriel_assets.assets.sketches import sketch_ranking, sketch_training
+from apriel_assets.assets.sketches import sketch_merge, sketch_ranking, sketch_training
 from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_sections import H1Section
 from apriel_assets.scoring.config import LooConfig
@@ -26,6 +27,7 @@ def layer_scores_asset(recipe: Recipe, teacher: AssetPlan, traces: AssetPlan) ->
         inputs=(teacher, traces),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
+        tables=("layer_scores",),
         sketch=sketch_ranking,
     )
 
@@ -67,6 +69,7 @@ def _probes(
         inputs=_unique(*common, previous),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
+        tables=("probes",),
         sketch=sketch_ranking,
     )
 
@@ -99,7 +102,9 @@ def _checkpoint(
         inputs=_unique(*common, previous, *(() if given else (ranking,))),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        tables=("training", "checkpoints"),
         sketch=sketch_training,
+        checks=TRAINING_CHECKS,
     )
 
 
@@ -117,7 +122,9 @@ def _tuned(
         inputs=(teacher, traces, base),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        tables=("training", "checkpoints"),
         sketch=sketch_training,
+        checks=TRAINING_CHECKS,
     )
     if h1.merge is None:
         return [sft]
@@ -129,6 +136,9 @@ def _tuned(
         inputs=(base, sft),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        tables=("checkpoints",),
+        sketch=sketch_merge,
+        checks=(CHECKPOINT_CHECK,),
     )
     return [sft, merge]
 

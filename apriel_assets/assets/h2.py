@@ -5,6 +5,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apriel_assets.assets.asset_plan import AssetPlan
+from apriel_assets.assets.checks import (
+    ALL_FA_CHECK,
+    CHECKPOINT_CHECK,
+    COST_CHECK,
+    ESS_CHECK,
+    LOSS_FINITE_CHECK,
+    PLACEMENTS_CHECK,
+    PROBES_FALL_CHECK,
+    SHARING_CHECK,
+    TRAINING_CHECKS,
+    audit_check,
+)
 from apriel_assets.assets.h2_builders import (
     build_allocations,
     build_audit,
@@ -13,10 +25,8 @@ from apriel_assets.assets.h2_builders import (
     build_finalists,
     build_mixer_costs,
     build_placements,
-    build_supernet,
 )
-from apriel_assets.assets.h2_checks import COST_CHECK, SHARING_CHECK, audit_check
-from apriel_assets.assets.release_builders import build_matryoshka, build_release_sft
+from apriel_assets.assets.release_builders import build_matryoshka, build_release_sft, build_supernet
 from apriel_assets.assets.sketches import (
     sketch_audit,
     sketch_cost_model,
@@ -72,7 +82,15 @@ def _supernet(recipe: Recipe, section: SupernetSection, upstream: Upstream) -> A
         inputs=(upstream.teacher, upstream.traces),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        tables=("supernet_curves", "training", "checkpoints"),
         sketch=sketch_supernet,
+        checks=(
+            # What trains the attention too is no longer the teacher, and does not claim to be.
+            *((ALL_FA_CHECK,) if section.train.trains == "mixers" else ()),
+            LOSS_FINITE_CHECK,
+            PROBES_FALL_CHECK,
+            CHECKPOINT_CHECK,
+        ),
     )
 
 
@@ -97,6 +115,7 @@ def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tupl
                 inputs=(teacher,),
                 kinds=("pytorch", "parquet"),
                 recipe=recipe.name,
+                tables=("mixer_costs",),
             )
             for mixer in section.all_mixers
             if mixer != "fa"
@@ -138,6 +157,7 @@ def _cost_check(recipe: Recipe, supernet: AssetPlan, costs: list[AssetPlan]) -> 
         inputs=(supernet, *costs),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
+        tables=("cost_check",),
         checks=(COST_CHECK,),
     )
 
@@ -165,6 +185,7 @@ def _search(
         partitions=search.budget_keys,
         group="search",
         recipe=recipe.name,
+        tables=("allocations",),
     )
     placements = AssetPlan(
         key="placements",
@@ -181,7 +202,9 @@ def _search(
         partitions=search.budget_keys,
         group="search",
         recipe=recipe.name,
+        tables=("candidates", "search_curve"),
         sketch=sketch_placements,
+        checks=(ESS_CHECK,),
     )
     finalists = _finalists(
         recipe, search, (supernet, upstream.teacher, upstream.completions, placements), budgets
@@ -211,6 +234,7 @@ def _finalists(
         partitions=search.budget_keys,
         group="search",
         recipe=recipe.name,
+        tables=("placements", "checkpoints"),
         sketch=sketch_finalists,
     )
 
@@ -230,6 +254,7 @@ def _audit(recipe: Recipe, search: SearchSection, inputs: tuple[AssetPlan, ...])
         checks=(audit_check(search.audit.least_spearman),),
         group="search",
         recipe=recipe.name,
+        tables=("audit", "audit_points", "candidates"),
         sketch=sketch_audit,
     )
 
@@ -252,8 +277,9 @@ def _release(
         inputs=(supernet, finalists),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        tables=("sharing", "checkpoints"),
         sketch=sketch_release,
-        checks=(SHARING_CHECK,),
+        checks=(PLACEMENTS_CHECK, CHECKPOINT_CHECK, SHARING_CHECK),
     )
     if recipe.release.sft is None:
         return [matryoshka]
@@ -265,6 +291,8 @@ def _release(
         inputs=(upstream.teacher, upstream.traces, matryoshka),
         kinds=("pytorch", "safetensors"),
         recipe=recipe.name,
+        tables=("sharing", "training", "checkpoints"),
         sketch=sketch_release,
+        checks=TRAINING_CHECKS,
     )
     return [matryoshka, sft]

@@ -1,19 +1,12 @@
-"""What each step of the supernet procedure (H2) does up to the chosen placements."""
+"""What each step of the search (H2) does: costs, allocations, placements, finalists, the audit."""
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from apriel_assets.assets.asset_plan import Job
-from apriel_assets.assets.checkpoints import record_checkpoint
 from apriel_assets.assets.h1_builders import ranked_layers
-from apriel_assets.assets.loading import (
-    load_model_once,
-    load_teacher_model,
-    train_traces,
-    validation_traces,
-)
-from apriel_assets.distillation.config import SupernetConfig
+from apriel_assets.assets.loading import load_model_once, load_teacher_model
 from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.config import MixerConfig
@@ -23,44 +16,11 @@ from apriel_assets.search.config import AllocationConfig, CostsConfig, SearchCon
 from resources.artifact_store import digest
 
 if TYPE_CHECKING:
-    from apriel_assets.hybrid.conversion import Init
     from apriel_assets.scoring.placements import PlacementScorer
     from apriel_assets.search.costs import CostTable
 
 COSTS = "costs.json"
 SCORES = "scores"  # in the home: finished scores, which all searches share
-
-
-def build_supernet(
-    job: Job,
-    *,
-    mixers: tuple[str, ...],
-    layers: Mapping[int, tuple[str, ...]],
-    options: Mapping[str, MixerConfig],
-    init: "Init",
-    train: SupernetConfig,
-    seed: int,
-) -> None:
-    """Every layer with several mixers, trained together: each step distils one random placement."""
-    from apriel_assets.distillation.supernet import build_supernet as convert
-    from apriel_assets.distillation.supernet import train_supernet
-
-    teacher, tokenizer = load_teacher_model(job)
-    held = mixers_per_layer(teacher.num_layers, mixers, layers)
-    supernet = convert(teacher.backbone, held, options=options, init=init, seed=seed)
-    training, curves = train_supernet(
-        supernet,
-        train_traces(job, tokenizer),
-        train,
-        # Its own all-FA path is the teacher, as long as only mixers train.
-        teacher=None if train.trains == "mixers" else teacher,
-        validation=validation_traces(job, tokenizer),
-        seed=seed,
-        resume_dir=job.work_dir,
-        progress=job.progress,
-    )
-    record_checkpoint(job, supernet, training, name="supernet", kind="supernet", parent="teacher")
-    job.draft.tables["supernet_curves"] = curves
 
 
 def build_mixer_costs(job: Job, *, mixer: str, options: MixerConfig, costs: CostsConfig, seed: int) -> None:
@@ -146,7 +106,7 @@ def build_placements(
     budget: float,
 ) -> None:
     """Which layer has which mixer: the search within the budget, scored on the store by forward passes."""
-    from apriel_assets.scoring.rating import to_rows
+    from apriel_assets.scoring.rating import PlacementScore, to_rows, warn_of_thin
     from apriel_assets.search.allocations import Allocation
     from apriel_assets.search.placement_search import curve_rows, search_placements
     from apriel_assets.search.space import SearchSpace
@@ -163,16 +123,14 @@ def build_placements(
     result = search_placements(
         space, scorer.score, search, layer_ranking=ranking, seed=seed, progress=job.progress
     )
-    job.draft.tables["candidates"] = to_rows(
-        [found.score for found in result.ranked],  # type: ignore[misc]  the scorer's own scores come back
-        budget=budget,
-        costs=[found.cost for found in result.ranked],
-    )
+    scores = [cast("PlacementScore", found.score) for found in result.ranked]  # the scorer's own come back
+    costs_found = [found.cost for found in result.ranked]
+    job.draft.tables["candidates"] = to_rows(scores, budget=budget, costs=costs_found)
     job.draft.tables["search_curve"] = to_table("search_curve", curve_rows(budget, result))
-    work, thin = scorer.layer_evaluations, [found.score for found in result.ranked]
+    work = scorer.layer_evaluations
     job.draft.figures |= {
         "num_scored": result.num_scored,
-        "num_under_ess_floor": sum(s.figures["ess_share"] < estimator.ess_floor for s in thin),  # type: ignore[attr-defined]
+        "num_under_ess_floor": warn_of_thin(scores, estimator, budget),
         "stopped_because": result.stopped_because,
         "best_value": result.best.score.value,
         "layer_evaluations": work.done,

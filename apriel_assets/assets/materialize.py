@@ -1,21 +1,20 @@
 """How an asset is materialized: an input-addressed artifact whose tables go to the lake."""
 
-import time
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
-from apriel_assets.assets.asset_plan import AssetPlan, Job, OnePartition
+from apriel_assets.assets.asset_plan import AssetPlan, OnePartition, input_name
+from apriel_assets.assets.described import definition_metadata, description, kinds, stage, tags
+from apriel_assets.assets.launch import launched_build
+from apriel_assets.assets.records import latest_materializations, recorded_address
 from apriel_assets.assets.shown import check_results, check_specs, materialization_metadata
 from apriel_assets.errors import UserError
-from resources import listeners
-from resources.artifact_store import Artifact, Draft
+from resources.artifact_store import Artifact
 from resources.home import Home
-from resources.provenance import environment, peak_memory_bytes
-
-SLICE_METADATA = "recipe_slice"
+from resources.launchers.execution import Execution
 
 
 def latest_address(instance: dg.DagsterInstance, asset: str, partition: str | None) -> str | None:
@@ -32,37 +31,57 @@ def latest_address(instance: dg.DagsterInstance, asset: str, partition: str | No
     return str(value.value) if value else None
 
 
-def to_dagster(plan: AssetPlan) -> dg.AssetsDefinition:
-    """Turn an asset plan into a Dagster asset."""
-    # Dagster is pinned, so its note that backfill policies may still change says nothing to a user.
+def to_dagster(
+    plan: AssetPlan, owners: Sequence[str] = (), pool: str | None = None
+) -> dg.AssetsDefinition:
+    """Turn an asset plan into a Dagster asset.
+
+    Args:
+        plan: of the asset.
+        owners: e-mail addresses, and teams as `team:name`.
+        pool: of Dagster, in which its steps take a slot.
+    """
+    # Dagster is pinned, so its note that some of its parts may still change says nothing to a user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
-        return _asset(plan)
+        return _asset(plan, owners, pool)
 
 
-def _asset(plan: AssetPlan) -> dg.AssetsDefinition:
+def _asset(plan: AssetPlan, owners: Sequence[str], pool: str | None) -> dg.AssetsDefinition:
     @dg.asset(
         key=dg.AssetKey(plan.key.split("/")),
         deps=[_dependency(given) for given in plan.inputs],
-        group_name=plan.group,
+        group_name=stage(plan),
         code_version=plan.code_version,
-        description=plan.description or (plan.build.__doc__ or "").strip(),
-        kinds=set(plan.kinds),
-        partitions_def=dg.StaticPartitionsDefinition(list(plan.partitions)) if plan.partitions else None,
-        backfill_policy=dg.BackfillPolicy.single_run() if plan.partitions else None,
-        metadata={SLICE_METADATA: dg.JsonMetadataValue(plan.slice)},
+        description=description(plan),
+        kinds=kinds(plan),
+        owners=list(owners),
+        pool=pool,
+        tags=tags(plan),
+        partitions_def=_partitions(plan),
+        backfill_policy=dg.BackfillPolicy.single_run() if plan.is_partitioned else None,
+        metadata=definition_metadata(plan),
         check_specs=check_specs(plan),
     )
-    def materialize(context: dg.AssetExecutionContext, home: Home) -> dg.MaterializeResult:
-        version, results = None, []
-        for partition in context.partition_keys if plan.partitions else [None]:
-            artifact, metadata = _bring_up(plan, context, home, partition)
-            version = None if plan.partitions else dg.DataVersion(artifact.data_version)
+    def materialize(
+        context: dg.AssetExecutionContext, home: Home, execution: dg.ResourceParam[Execution]
+    ) -> dg.MaterializeResult:
+        version, made = None, {}
+        for partition in context.partition_keys if plan.is_partitioned else [None]:
+            artifact, metadata = _bring_up(plan, context, home, execution, partition)
+            version = None if plan.is_partitioned else dg.DataVersion(artifact.data_version)
             context.add_asset_metadata(metadata, partition_key=partition)
-            results.append(artifact)
-        return dg.MaterializeResult(data_version=version, check_results=check_results(plan, results))
+            made[partition] = artifact
+        results = check_results(plan, context.instance, home.store, made)
+        return dg.MaterializeResult(data_version=version, check_results=results)
 
     return materialize
+
+
+def _partitions(plan: AssetPlan) -> dg.PartitionsDefinition | None:
+    if plan.dynamic_partitions:
+        return dg.DynamicPartitionsDefinition(name=plan.dynamic_partitions)
+    return dg.StaticPartitionsDefinition(list(plan.partitions)) if plan.partitions else None
 
 
 def _dependency(given: AssetPlan | OnePartition) -> dg.AssetDep:
@@ -73,61 +92,51 @@ def _dependency(given: AssetPlan | OnePartition) -> dg.AssetDep:
 
 
 def _bring_up(
-    plan: AssetPlan, context: dg.AssetExecutionContext, home: Home, partition: str | None
+    plan: AssetPlan,
+    context: dg.AssetExecutionContext,
+    home: Home,
+    execution: Execution,
+    partition: str | None,
 ) -> tuple[Artifact, dict[str, Any]]:
     inputs = _inputs(plan, context.instance, home, partition)
     versions = {
-        f"{asset}@{part}" if part else asset: artifact.data_version
+        input_name(asset, part): artifact.data_version
         for asset, parts in inputs.items()
         for part, artifact in parts.items()
     }
+    versions |= plan.outside(partition) if plan.outside else {}
     address = home.store.address(plan.key, plan.code_version, versions, partition)
-    step = plan.key + (f"[{partition}]" if partition else "")
-
-    def build(draft: Draft) -> None:
-        job = Job(
-            asset=plan.key,
-            draft=draft,
-            inputs=inputs,
-            address=address,
-            work_dir=home.store.work_directory(plan.key, address),
-            home=Path(home.path),
-            partition=partition,
-            progress=listeners.reporter(step, context.log),
-            started=time.monotonic(),
-        )
-        plan.build(job, **plan.reads, **plan.by_partition.get(partition, {}))
-        draft.figures.setdefault("peak_memory_bytes", peak_memory_bytes())
-
-    provenance = {
+    provenance: dict[str, Any] = {
         "partition": partition,
         "recipe": plan.recipe,
         "recipe_slice": plan.slice,
         "code_version": plan.code_version,
         "inputs": versions,
     }
-    existing = home.store.find(plan.key, address)
-    if existing is None:
-        provenance |= environment()  # asks torch for the device: not worth it to look something up
+    build = launched_build(
+        plan, partition, address=address, inputs=inputs, home=home, execution=execution, context=context,
+        provenance=provenance,
+    )  # fmt: skip
     artifact, built = home.store.get_or_create(plan.key, address, provenance, build)
+    step = plan.key + (f"[{partition}]" if partition else "")
     context.log.info("%s: %s %s", step, "built" if built else "found in the store", artifact.path)
     tables = {name: artifact.table(name) for name in artifact.table_names}
     home.lake.publish(
         tables, recipe=plan.recipe, asset=plan.key, version=artifact.data_version, partition=partition
     )
-    return artifact, materialization_metadata(
-        plan, artifact, built, {name: table.num_rows for name, table in tables.items()}
-    )
+    return artifact, materialization_metadata(plan, artifact, built, tables)
 
 
 def _inputs(
     plan: AssetPlan, instance: dg.DagsterInstance, home: Home, partition: str | None
 ) -> dict[str, dict[str | None, Artifact]]:
     found: dict[str, dict[str | None, Artifact]] = {}
-    for upstream, partitions in plan.reads_of(partition).items():
+    wanted = plan.reads_of(partition)
+    latest = latest_materializations(instance, wanted)
+    for upstream, partitions in wanted.items():
         found[upstream] = {}
         for part in partitions:
-            address = latest_address(instance, upstream, part)
+            address = recorded_address(latest.get((upstream, part)))
             artifact = home.store.find(upstream, address) if address else None
             if artifact is None:
                 name = upstream + (f"[{part}]" if part else "")

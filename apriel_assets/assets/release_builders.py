@@ -1,24 +1,76 @@
-"""What becomes of the chosen placements: one checkpoint with several speeds, trained further as one."""
+"""The checkpoint with many placements: the supernet, its pruning to several speeds, further training as one."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from apriel_assets.assets.asset_plan import Job
 from apriel_assets.assets.checkpoints import record_checkpoint
-from apriel_assets.assets.loading import load_checkpoint, load_model_once, load_teacher_model, train_traces
-from apriel_assets.distillation.config import MatryoshkaTrainConfig
+from apriel_assets.assets.loading import (
+    load_checkpoint,
+    load_model_once,
+    load_teacher_model,
+    train_traces,
+    validation_traces,
+)
+from apriel_assets.distillation.config import MatryoshkaTrainConfig, SupernetConfig
+from apriel_assets.hybrid.config import MixerConfig
+from apriel_assets.recipe_sections import mixers_per_layer
+
+if TYPE_CHECKING:
+    from apriel_assets.hybrid.conversion import Init
+
+
+def build_supernet(
+    job: Job,
+    *,
+    mixers: tuple[str, ...],
+    layers: Mapping[int, tuple[str, ...]],
+    options: Mapping[str, MixerConfig],
+    init: "Init",
+    train: SupernetConfig,
+    seed: int,
+) -> None:
+    """Every layer with several mixers, trained together: each step distils one random placement."""
+    from apriel_assets.distillation.supernet import build_supernet as convert
+    from apriel_assets.distillation.supernet import train_supernet
+    from apriel_assets.hybrid.equality import largest_difference
+
+    teacher, tokenizer = load_teacher_model(job)
+    held = mixers_per_layer(teacher.num_layers, mixers, layers)
+    supernet = convert(teacher.backbone, held, options=options, init=init, seed=seed)
+    training, curves = train_supernet(
+        supernet,
+        train_traces(job, tokenizer),
+        train,
+        # Its own all-FA path is the teacher, as long as only mixers train.
+        teacher=None if train.trains == "mixers" else teacher,
+        validation=validation_traces(job, tokenizer),
+        seed=seed,
+        resume_dir=job.work_dir,
+        progress=job.progress,
+    )
+    record_checkpoint(job, supernet, training, name="supernet", kind="supernet", parent="teacher")
+    job.draft.tables["supernet_curves"] = curves
+    job.draft.figures["all_fa_max_difference"] = largest_difference(supernet, teacher)
 
 
 def build_matryoshka(job: Job, *, names: Mapping[str, str]) -> None:
     """The supernet pruned to all-FA ("safe") and the chosen placements; what they share is stored once."""
+    from apriel_assets.hybrid.equality import largest_difference
     from apriel_assets.hybrid.matryoshka import make_matryoshka, sharing_table
 
     chosen = {
         names[str(budget)]: tuple(artifact.table("placements").to_pylist()[0]["placement"])
         for budget, artifact in job.inputs["finalists"].items()
     }
-    model = make_matryoshka(load_model_once(job, "supernet"), chosen)
+    supernet = load_model_once(job, "supernet")
+    model = make_matryoshka(supernet, chosen)
     record_checkpoint(job, model, None, name="matryoshka", kind="matryoshka", parent="supernet")
     job.draft.tables["sharing"] = sharing_table(model)
+    job.draft.figures |= {
+        f"max_difference_{name}": largest_difference(model, supernet, placement)
+        for name, placement in model.placements.items()
+    }
     _record_sharing(job)
 
 

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job
+from apriel_assets.assets.checks import LEADERBOARD_CHECK
 from apriel_assets.assets.evals import EvaluatedModel
+from apriel_assets.assets.regression_checks import LEADERBOARD_REGRESSION_CHECK
+from apriel_assets.assets.sketches import sketch_leaderboard
 from apriel_assets.assets.task_keys import task_key
 from apriel_assets.recipe import Recipe
 from resources.artifact_store import Artifact
@@ -68,6 +71,9 @@ def result_assets(
         inputs=(*described.values(), *evals),
         kinds=("parquet",),
         recipe=recipe.name,
+        tables=("leaderboard",),
+        sketch=sketch_leaderboard,
+        checks=(LEADERBOARD_CHECK, LEADERBOARD_REGRESSION_CHECK),
     )
     report = AssetPlan(
         key="report",

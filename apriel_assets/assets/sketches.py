@@ -32,6 +32,11 @@ def sketch_training(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def sketch_merge(artifact: Artifact) -> dict[str, Any]:
+    """The layer map."""
+    return {"layer_map": _map(artifact.table("checkpoints").column("placement")[0].as_py())}
+
+
 def sketch_supernet(artifact: Artifact) -> dict[str, Any]:
     """The loss of the sampled placements, and the last KL of each fixed probe placement."""
     losses = artifact.table("training").column("loss_nats").to_pylist()
@@ -103,10 +108,30 @@ def sketch_evals(artifact: Artifact) -> dict[str, Any]:
     return {row["metric"]: row["value"] for row in artifact.table("evals").to_pylist()}
 
 
-def _picture(values: list[float], *, bars: bool = False) -> dg.MetadataValue:
-    from apriel_assets.reporting.sparklines import sparkline
+def sketch_throughput(artifact: Artifact) -> dict[str, Any]:
+    """Speed by context."""
+    lines = [
+        f"{row['phase']:8}{row['context_tokens']:8,}{row['batch_size']:6}{row['tokens_per_s']:14,.0f}"
+        f"{_share(row['modelled_speedup']):>8}"
+        for row in artifact.table("throughput").to_pylist()
+    ]
+    return {"speed": _lines(["phase    context batch      tokens/s  modelled speed-up", *lines])}
 
-    return dg.MetadataValue.md(sparkline(values, bars=bars))
+
+def sketch_leaderboard(artifact: Artifact) -> dict[str, Any]:
+    """Every model's accuracy with its interval, and its decode speed over the teacher's."""
+    lines = [
+        f"{row['model']:12}{_share(row['accuracy'])} [{_share(row['accuracy_low'])},"
+        f" {_share(row['accuracy_high'])}]{_share(row['decode_speedup']):>8}"
+        for row in artifact.table("leaderboard").to_pylist()
+    ]
+    return {"models": _lines(["model       accuracy (95%)        decode speed-up", *lines])}
+
+
+def _picture(values: list[float], *, bars: bool = False) -> dg.MetadataValue:
+    from apriel_assets.reporting.sparklines import markdown_sparkline
+
+    return dg.MetadataValue.md(markdown_sparkline(values, bars=bars))
 
 
 def _map(placement: list[str]) -> dg.MetadataValue:
@@ -125,3 +150,7 @@ def _lines(lines: list[str]) -> dg.MetadataValue:
 
 def _figure(value: float | None) -> str:
     return f"{'-':>7}" if value is None else f"{value:+7.3f}"
+
+
+def _share(value: float | None) -> str:
+    return f"{'-':>5}" if value is None else f"{value:.3f}"

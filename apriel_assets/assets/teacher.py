@@ -108,6 +108,7 @@ def teacher_assets(recipe: Recipe) -> list[AssetPlan]:
         reads={"spec": recipe.teacher},
         kinds=("huggingface", "safetensors"),
         recipe=recipe.name,
+        tables=("checkpoints",),
     )
     traces = AssetPlan(
         key="traces",
@@ -137,5 +138,6 @@ def teacher_assets(recipe: Recipe) -> list[AssetPlan]:
         inputs=(teacher,),
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
+        tables=("completions",),
     )
     return [teacher, traces, completions]

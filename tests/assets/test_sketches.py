@@ -49,7 +49,7 @@ def test_cost_bars_are_proportional(made):
 
 def test_search_shows_its_rise_and_where_it_ended(made):
     found = shown(sketch_placements(made))
-    assert found["gain_by_round"].startswith("<svg")
+    assert found["gain_by_round"].startswith("![curve](data:image/svg+xml;base64,")
     best = made.table("candidates").to_pylist()[0]["placement"]
     letters = found["best_placement"].strip("`\n").split()
     assert letters == [mixer[0].upper() for mixer in best]

@@ -1,3 +1,5 @@
+import base64
+import math
 import re
 from xml.etree import ElementTree
 
@@ -5,7 +7,7 @@ import pytest
 
 from apriel_assets.reporting import figures
 from apriel_assets.reporting.drawing import NUM_COLOURS
-from apriel_assets.reporting.sparklines import sparkline
+from apriel_assets.reporting.sparklines import markdown_sparkline, sparkline
 from apriel_assets.reporting.summary import leaderboard_table
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import to_table
@@ -85,11 +87,15 @@ def test_fifty_layers_fit(rows):
 
 
 @pytest.mark.parametrize("bars", [True, False])
-@pytest.mark.parametrize("values", [[], [1.0], [0.0] * 5, [-1.0, 2.0], [123456.789] * 500, list(range(60))])
+@pytest.mark.parametrize(
+    "values", [[], [1.0], [0.0] * 5, [-1.0, 2.0], [123456.789] * 500, list(range(60)), [math.nan, 1.0]]
+)
 def test_sparklines_stay_under_a_thousand_characters(values, bars):
     svg = sparkline(values, bars=bars)
-    assert len(svg) < 1000
     ElementTree.fromstring(svg)
+    image = markdown_sparkline(values, bars=bars)
+    assert len(image) < 1000
+    assert base64.b64decode(image.removesuffix(")").partition("base64,")[2]).decode() == svg
 
 
 def test_sparkline_bars_are_proportional():
