@@ -33,6 +33,14 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Overlay one recipe key: section.key=value. May be repeated."),
 ]
+SelectOption = Annotated[
+    str | None,
+    typer.Option("--select", help="Only these assets and what they need: h1/h6,evals/* or a group name."),
+]
+UntilOption = Annotated[
+    str | None,
+    typer.Option("--until", help="Stop after these assets: nothing that is made from them."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -46,19 +54,21 @@ def run(
     recipe: RecipeOption = None,
     home: HomeOption = None,
     overlays: SetOption = None,
-    select: Annotated[
-        str | None,
-        typer.Option("--select", help="Only these assets and what they need: h1/h6,evals/* or a group name."),
-    ] = None,
+    select: SelectOption = None,
+    until: UntilOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and run nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring everything that the recipe asks for up to date. Runs nothing if nothing is stale."""
+    if dry_run:
+        return plan(recipe, home, overlays, select, until, as_json)
     from apriel_assets import terminal
     from apriel_assets.workspace import open_workspace
 
+    chosen, last = _patterns(select, "--select"), _patterns(until, "--until")
     with open_workspace(recipe, home, overlays or (), write=True) as workspace:
         with terminal.run_display(quiet=as_json) as display:
-            done = workspace.run(_patterns(select), on_plan=display.on_plan)
+            done = workspace.run(chosen, until_patterns=last, on_plan=display.on_plan)
         if as_json:
             _print_json({"home": str(workspace.home), "ran": [[row.asset, row.partition] for row in done]})
         else:
@@ -70,14 +80,17 @@ def plan(
     recipe: RecipeOption = None,
     home: HomeOption = None,
     overlays: SetOption = None,
+    select: SelectOption = None,
+    until: UntilOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what would run, per asset and partition, and why. Runs nothing."""
+    """Show what would run, per asset and partition, why, and what it may take. Runs nothing."""
     from apriel_assets import terminal
     from apriel_assets.workspace import open_workspace
 
+    chosen, last = _patterns(select, "--select"), _patterns(until, "--until")
     with open_workspace(recipe, home, overlays or ()) as workspace:
-        found = workspace.plan()
+        found = workspace.plan(workspace.selection(chosen, last))
     if as_json:
         _print_json(found.as_json())
     else:
@@ -123,11 +136,11 @@ def report(
         typer.echo(path)
 
 
-def _patterns(select: str | None) -> list[str] | None:
-    if select is None:
+def _patterns(given: str | None, option: str) -> list[str] | None:
+    if given is None:
         return None
-    if not (patterns := [pattern.strip() for pattern in select.split(",") if pattern.strip()]):
-        raise UserError("--select is empty; name assets, patterns or groups, separated by commas")
+    if not (patterns := [pattern.strip() for pattern in given.split(",") if pattern.strip()]):
+        raise UserError(f"{option} is empty; name assets, patterns or groups, separated by commas")
     return patterns
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apriel_assets.errors import UserError
-from apriel_assets.planning.plan import Plan
+from apriel_assets.planning.plan import Plan, Totals
 from apriel_assets.workspace import Workspace
 from resources import listeners
 
@@ -34,9 +34,9 @@ class RunDisplay:
         for task in self._steps.values():
             self._progress.remove_task(task)
         self._steps.clear()
-        names = [row.asset + (f"[{row.partition}]" if row.partition else "") for row in plan.rows]
+        names = [row.asset + (f"[{row.partition}]" if row.partition else "") for row in plan.ready]
         # What is stale only through an upstream change is not in the first plan, so the total can grow.
-        upcoming = len(plan.rows) + len(plan.downstream)
+        upcoming = len(plan.ready) + len(plan.downstream)
         self._total = max(self._total or 0, upcoming)
         self._progress.update(
             self._whole,
@@ -81,20 +81,39 @@ def _console() -> Console:
 
 
 def print_plan(plan: Plan) -> None:
-    """Print what would run and why, and what may follow."""
+    """Print what would run and why, what it may take, and what may follow."""
     console = _console()
     if not plan.rows:
         console.print("Up to date: nothing would run.")
         return
-    table = Table(
-        "asset", "partition", "why", "last took", title=f"{len(plan.rows)} to run", title_justify="left"
+    with_gpus = plan.totals.gpu_seconds > 0
+    title = f"{len(plan.ready)} to run" + (
+        f", {len(plan.rows) - len(plan.ready)} kept back" if len(plan.ready) < len(plan.rows) else ""
     )
+    table = Table("asset", "partition", "why", "expected", title=title, title_justify="left")
+    if with_gpus:
+        table.add_column("GPU seconds", justify="right")
+    table.add_column("expected from")
     for row in plan.rows:
-        seconds = "not known" if row.seconds is None else f"{row.seconds:.1f} s"
-        table.add_row(Text(row.asset), Text(row.partition or ""), Text(row.reason), seconds)
+        cells = [row.asset, row.partition or "", row.reason, _seconds(row.seconds)]
+        cells += [_seconds(row.gpu_seconds)] if with_gpus else []
+        table.add_row(*(Text(cell) for cell in (*cells, row.expected_from or "")))
     console.print(table)
+    console.print(Text(f"In all {_total(plan.totals, with_gpus)}."))
     if plan.downstream:
         console.print(Text(f"May follow, if what they are made from changes: {', '.join(plan.downstream)}"))
+        following = Totals.of(plan.following.values())
+        console.print(Text(f"With what may follow, up to {_total(following, with_gpus)} more."))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "not known" if seconds is None else f"{seconds:.1f} s"
+
+
+def _total(totals: Totals, with_gpus: bool) -> str:
+    gpus = f", {totals.gpu_seconds:.1f} GPU seconds" if with_gpus else ""
+    unknown = f", {totals.unknown} of them not known" if totals.unknown else ""
+    return f"{totals.seconds:.1f} s{gpus}{unknown}"
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> None:

@@ -1,6 +1,6 @@
 """A recipe and a home, opened together: what every command and the code location start from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,9 @@ import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.definitions import build_defs, plan_assets
-from apriel_assets.planning.execute import bring_up_to_date, select
+from apriel_assets.planning.execute import bring_up_to_date
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
+from apriel_assets.planning.selection import select, until
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
 from resources.artifact_store import ArtifactStore
 from resources.home import find_home, open_instance, prepare_home, run_lock
@@ -37,22 +38,51 @@ class Workspace:
     def store(self) -> ArtifactStore:
         return ArtifactStore(self.home)
 
-    def plan(self) -> Plan:
-        """Return what is stale now."""
-        return make_plan(self.assets, self.defs, self.instance, self.store)
+    def selection(
+        self, patterns: Sequence[str] | None, until_patterns: Sequence[str] | None
+    ) -> set[str] | None:
+        """Return the assets that --select and --until leave; None: all.
+
+        Raises:
+            UserError: a pattern matches nothing.
+        """
+        if not patterns and not until_patterns:
+            return None
+        chosen = select(self.assets, patterns) if patterns else set(self.assets)
+        return chosen & until(self.assets, until_patterns) if until_patterns else chosen
+
+    def plan(self, selection: Collection[str] | None = None) -> Plan:
+        """Return what is stale now, of the selected assets or of all."""
+        return make_plan(self.assets, self.defs, self.instance, self.store).within(selection)
 
     def run(
-        self, patterns: Sequence[str] | None = None, *, on_plan: Callable[[Plan], None] = lambda plan: None
+        self,
+        patterns: Sequence[str] | None = None,
+        *,
+        until_patterns: Sequence[str] | None = None,
+        on_plan: Callable[[Plan], None] = lambda plan: None,
     ) -> list[PlanRow]:
-        """Rebuild what is stale (of the selected assets and what they need); return what ran."""
-        selection = select(self.assets, patterns) if patterns else None
+        """Rebuild what is stale (of the selected assets and what they need); return what ran.
+
+        Raises:
+            UserError: raised by a step's input, or a failed blocking check kept something back.
+        """
+        selection = self.selection(patterns, until_patterns)
+        plan = self.plan(selection)
+        # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
         save_recipe(self.recipe, self.home)
         self.lake.prune(
             self.recipe.name,
             ((key, partition) for key, asset in self.assets.items() for partition in asset.partition_keys),
         )
         return bring_up_to_date(
-            self.assets, self.defs, self.instance, self.store, selection=selection, on_plan=on_plan
+            self.assets,
+            self.defs,
+            self.instance,
+            self.store,
+            selection=selection,
+            plan=plan,
+            on_plan=on_plan,
         )
 
     def write_report(self) -> Path:

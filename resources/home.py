@@ -1,9 +1,11 @@
 """The home directory: where artifacts, tables and Dagster's own records of one project live."""
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,8 +107,20 @@ def storage_problem(error: BaseException) -> UserError | None:
 
 
 def open_instance(path: Path) -> dg.DagsterInstance:
-    """Open Dagster's records of this home (runs, events, materializations)."""
-    return dg.DagsterInstance.from_config(str(path / "dagster"))
+    """Open Dagster's records of this home (runs, events, materializations), where its dagster/dagster.yaml says.
+
+    Raises:
+        UserError: the user changed that file, and it is wrong or its storage cannot be reached.
+    """
+    config = path / "dagster" / "dagster.yaml"
+    try:
+        return dg.DagsterInstance.from_config(str(config.parent))
+    except Exception as error:
+        if config.read_bytes() == DAGSTER_YAML.encode():
+            raise  # not the user's doing
+        reason = " ".join(str(error.__cause__ or error).split())
+        reason = reason.partition("Error 1: ")[2] or reason  # what stands before it names Dagster's own objects
+        raise UserError(f"{config} cannot be used: {textwrap.shorten(reason, 300)}; see docs/deployment.md") from error
 
 
 @contextlib.contextmanager
@@ -114,19 +128,36 @@ def run_lock(path: Path) -> Iterator[None]:
     """Hold the home's run lock; the kernel frees it when the holder dies, however it dies.
 
     Raises:
-        UserError: another process holds it (named by pid).
+        UserError: another process holds it (says its pid, and since when).
     """
     handle = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+            holder = os.read(handle, 64).decode(errors="replace").strip() or "pid not known"
             raise UserError(
-                f"another `apriel run` (pid {holder}) works on {path}; wait for it or use another --home"
+                f"another `apriel run` ({holder}) works on {path}; wait for it or use another --home"
             ) from error
+        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(handle, f"pid {os.getpid()}, since {now}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def run_lock_holder(path: Path) -> str | None:
+    """Return who holds the home's run lock (pid, and since when), or None if nobody does."""
+    try:
+        handle = os.open(path / "run.lock", os.O_RDWR)
+    except FileNotFoundError:
+        return None
+    try:
+        # Shared, and for a moment only: a run that starts just now waits for nobody but another run.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(handle, 64).decode(errors="replace").strip() or "pid not known"
+    finally:
+        os.close(handle)
+    return None

@@ -42,7 +42,9 @@ def test_second_run_does_nothing(apriel, home, tiny_recipe_file):
 
 def test_plan_is_empty_when_up_to_date_and_full_on_an_empty_home(apriel, home, tiny_recipe_file, tmp_path):
     code, out, _ = apriel("plan", "--recipe", tiny_recipe_file, "--home", home, "--json")
-    assert (code, json.loads(out)) == (0, {"rows": [], "downstream": []})
+    nothing = {"seconds": 0, "gpu_seconds": 0, "unknown": 0}
+    empty = {"rows": [], "downstream": [], "totals": nothing, "downstream_totals": nothing}
+    assert (code, json.loads(out)) == (0, empty)
     code, out, _ = apriel("plan", "--recipe", tiny_recipe_file, "--home", tmp_path / "new", "--json")
     rows = json.loads(out)["rows"]
     assert code == 0
@@ -55,7 +57,30 @@ def test_plan_is_empty_when_up_to_date_and_full_on_an_empty_home(apriel, home, t
         "leaderboard",
         "report",
     }
-    assert set(rows[0]) == {"asset", "partition", "reason", "seconds"}
+    assert set(rows[0]) == {"asset", "partition", "reason", "seconds", "gpu_seconds", "expected_from"}
+
+
+def test_dry_run_shows_the_plan_of_what_it_would_run_and_touches_nothing(apriel, home, tiny_recipe_file):
+    edit = ("--set", "h1.schedule=[1,2,3,4]", "--set", "search.beam=3")
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    arguments = ("--recipe", tiny_recipe_file, "--home", home, *edit, "--until", "h1/h4", "--json")
+    code, out, _ = apriel("run", "--dry-run", *arguments)
+    assert {row["asset"] for row in json.loads(out)["rows"]} == {"h1/probes/h4", "h1/h4", "placements"}
+    assert (code, out) == (0, apriel("plan", *arguments)[1])
+    after = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
+    assert {
+        path for path in after if before.get(path) != after[path] and "dagster" not in path.parts
+    } == set()
+
+
+def test_until_runs_up_to_the_asset_and_what_is_beside_it(apriel, home, tiny_recipe_file):
+    edit = ("--set", "h1.merge.weight=0.25", "--set", "release.names={90: fast}")
+    code, out, _ = apriel(
+        "run", "--recipe", tiny_recipe_file, "--home", home, *edit, "--until", "h1/merge,matryoshka", "--json"
+    )
+    assert (code, json.loads(out)["ran"]) == (0, [["h1/merge", None], ["matryoshka", None]])
+    code, _, err = apriel("run", "--recipe", tiny_recipe_file, "--home", home, "--until", "h1/h9")
+    assert (code, "--until h1/h9: no asset" in err) == (2, True)
 
 
 @pytest.mark.parametrize("output", ["table", "json", "csv"])
@@ -200,7 +225,7 @@ def test_second_run_on_the_same_home_is_told_who_holds_it(home, tiny_recipe_file
     try:
         wait_for("work/h1/h1/*/*", home, process)
         code, _, err = apriel("run", "--recipe", tiny_recipe_file, "--home", home)
-        assert (code, str(process.pid) in err) == (2, True)
+        assert (code, f"pid {process.pid}, since 20" in err) == (2, True)
         code, out, _ = apriel("query", "select count(*) as n from evals", "--home", home, "--format", "json")
         assert (code, json.loads(out)[0]["n"] > 0) == (0, True)
     finally:

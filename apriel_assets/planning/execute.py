@@ -6,16 +6,18 @@ it runs.
 
 import itertools
 import logging
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
 from apriel_assets.assets.asset_plan import AssetPlan
+from apriel_assets.assets.records import asset_key
 from apriel_assets.errors import UserError
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
+from apriel_assets.planning.selection import ancestors
 from resources.artifact_store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -44,43 +46,12 @@ class Batch:
         }
 
 
-def ancestors(assets: Mapping[str, AssetPlan], key: str) -> set[str]:
-    """Return the keys of everything that an asset is made from, itself excluded."""
-    found: set[str] = set()
-    waiting = list(assets[key].upstream)
-    while waiting:
-        upstream = waiting.pop()
-        if upstream.key not in found:
-            found.add(upstream.key)
-            waiting.extend(upstream.upstream)
-    return found
-
-
-def select(assets: Mapping[str, AssetPlan], patterns: Collection[str]) -> set[str]:
-    """Return the assets that match any pattern (`h1/h6`, `evals/*`, a group name), with all that they need.
-
-    Raises:
-        UserError: a pattern matches nothing.
-    """
-    chosen: set[str] = set()
-    for pattern in patterns:
-        # An asset's own name wins over a group of the same name.
-        hits = [pattern] if pattern in assets else []
-        hits = hits or [
-            key for key, own in assets.items() if fnmatchcase(key, pattern) or own.group == pattern
-        ]
-        if not hits:
-            raise UserError(
-                f"--select {pattern}: no asset or group of that name; assets: {', '.join(assets)}"
-            )
-        chosen.update(hits)
-    return chosen.union(*(ancestors(assets, key) for key in chosen))
-
-
 def frontier(assets: Mapping[str, AssetPlan], plan: Plan) -> list[Batch]:
-    """Return what can run now: the rows none of whose ancestors is stale, grouped into runs."""
-    stale = {row.asset for row in plan.rows}
-    ready = [row for row in plan.rows if not ancestors(assets, row.asset) & stale]
+    """Return what can run now: the rows none of whose ancestors is stale or failed a check, grouped into runs."""
+    # What is kept back does not wait for anything: all that is made from it is kept back as well.
+    stale = {row.asset for row in plan.ready}
+    free = {key for key in stale if not ancestors(assets, key) & stale}
+    ready = [row for row in plan.ready if row.asset in free]
     plain = tuple(row for row in ready if row.partition is None)
     batches = [Batch(plain)] if plain else []
     partitioned = [row for row in ready if row.partition is not None]
@@ -104,49 +75,89 @@ def bring_up_to_date(
     store: ArtifactStore,
     *,
     selection: Collection[str] | None = None,
+    plan: Plan | None = None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> list[PlanRow]:
     """Run frontier after frontier in this process; return what was run, in order.
 
+    Args:
+        assets: the recipe's assets by key.
+        defs: the definitions made from the same recipe.
+        instance: Dagster's records of the home.
+        store: the home's artifacts.
+        selection: run only these assets; None: all.
+        plan: the plan as it is now, if it was made already.
+        on_plan: told of every plan.
+
     Raises:
-        UserError: raised by a step's input.
+        UserError: raised by a step's input, or at the end if a failed blocking check kept something back.
         RuntimeError: an asset is stale again right after it ran.
     """
     done: list[PlanRow] = []
     while True:
-        plan = make_plan(assets, defs, instance, store)
-        if selection is not None:
-            plan = Plan(
-                rows=tuple(row for row in plan.rows if row.asset in selection), downstream=plan.downstream
-            )
+        plan = (plan or make_plan(assets, defs, instance, store)).within(selection)
         on_plan(plan)
-        if not plan.rows:
-            return done
         batches = frontier(assets, plan)
-        repeated = {(row.asset, row.partition) for row in done}
+        if not batches:
+            _refuse_if_blocked(plan)
+            return done
+        repeated = {row.place for row in done}
         for row in (row for batch in batches for row in batch.rows):
-            if (row.asset, row.partition) in repeated:
+            if row.place in repeated:
                 raise RuntimeError(
                     f"{row.asset} {row.partition or ''} is stale right after it ran: {row.reason}"
                 )
         for batch in batches:
-            run_batch(defs, instance, batch)
-            done.extend(batch.rows)
+            done.extend(run_batch(defs, instance, batch))
+        plan = None
 
 
-def run_batch(defs: dg.Definitions, instance: dg.DagsterInstance, batch: Batch) -> None:
-    """Materialize one batch in this process; a user error in a step is raised as such."""
+def _refuse_if_blocked(plan: Plan) -> None:
+    blocked = [row for row in plan.rows if row.blocked]
+    if not blocked:
+        return
+    causes = dict.fromkeys(row.reason.split(" | ")[0].removeprefix("blocked: ") for row in blocked)
+    raise UserError(
+        f"{'; '.join(causes)}: {len(blocked)} assets and partitions made from it were not run, the rest is up to "
+        "date; see the check in the UI, change the recipe and run again"
+    )
+
+
+def run_batch(defs: dg.Definitions, instance: dg.DagsterInstance, batch: Batch) -> tuple[PlanRow, ...]:
+    """Materialize one batch in this process; return the rows that were materialized.
+
+    These are all of them, unless a blocking check fails: that ends the run.
+
+    Raises:
+        UserError: raised by a step's input.
+    """
     job = defs.resolve_implicit_global_asset_job_def()
+    run_id = str(uuid.uuid4())
     try:
         job.execute_in_process(
             instance=instance,
-            asset_selection=[dg.AssetKey(key.split("/")) for key in batch.assets],
+            asset_selection=[asset_key(key) for key in batch.assets],
             tags=batch.tags,
             run_config=QUIET,
+            run_id=run_id,
         )
+    except DagsterAssetCheckFailedError as error:
+        logger.info("%s", error)
+        return _materialized(instance, run_id, batch)
     except dg.DagsterExecutionStepExecutionError as error:
         if isinstance(error.user_exception, UserError):
             raise error.user_exception from error
         raise
     except DagsterExecutionInterruptedError as error:
         raise KeyboardInterrupt from error
+    return batch.rows
+
+
+def _materialized(instance: dg.DagsterInstance, run_id: str, batch: Batch) -> tuple[PlanRow, ...]:
+    events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    places = {
+        (event.asset_materialization.asset_key.to_user_string(), event.asset_materialization.partition)
+        for event in events
+        if event.asset_materialization
+    }
+    return tuple(row for row in batch.rows if row.place in places)

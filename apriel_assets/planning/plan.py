@@ -1,21 +1,26 @@
-"""What would run, per asset and partition, and why.
+"""What would run, per asset and partition, why, and what it is expected to take.
 
-Dagster itself knows what is stale (`CachingStaleStatusResolver`, an internal API: Dagster is pinned and a test
-compares with GraphQL's `staleStatus`). We add what Dagster cannot know: which recipe keys changed, and whether the
-files of a finished artifact are still there.
+Dagster knows what is stale (`staleness`). We add what Dagster cannot know: which recipe keys changed, whether the files
+of a finished artifact are as they were written, whether a stale one is still stored under its new address, and what
+past builds took.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleCause, StaleStatus
-from dagster._core.loader import LoadingContext
+from dagster._core.definitions.data_version import StaleCause, StaleStatus
 
-from apriel_assets.assets.asset_plan import AssetPlan
-from apriel_assets.assets.materialize import latest_address
+from apriel_assets.assets.asset_plan import AssetPlan, input_name
+from apriel_assets.assets.records import latest_materializations, recorded_address
+from apriel_assets.planning.expected import NOTHING_TO_BUILD, Expected, PastRuns, changed_leaves
+from apriel_assets.planning.staleness import StaleStatusResolver
+from apriel_assets.planning.verdicts import Verdicts, failed_checks
 from resources.artifact_store import Artifact, ArtifactStore
+
+Place = tuple[str, str | None]  # asset and partition
+Versions = dict[Place, str | None]  # what each place has or will have as data version; None: not known yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +30,32 @@ class PlanRow:
     asset: str
     partition: str | None
     reason: str
-    seconds: float | None  # what it took the last time, None if it never ran
+    seconds: float | None  # expected, None if nothing like it ever ran
+    gpu_seconds: float | None  # expected wall seconds times GPUs
+    expected_from: str | None  # same values, nearest values, another asset of its kind, or stored
+    blocked: bool = False  # True: it is made from what failed a blocking check, and does not run
+
+    @property
+    def place(self) -> Place:
+        return self.asset, self.partition
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Expected sums over what will run."""
+
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    unknown: int = 0  # how many have no expectation
+
+    @classmethod
+    def of(cls, parts: Iterable[Expected | PlanRow]) -> "Totals":
+        known = list(parts)
+        return cls(
+            seconds=sum(part.seconds or 0.0 for part in known),
+            gpu_seconds=sum(part.gpu_seconds or 0.0 for part in known),
+            unknown=sum(part.seconds is None for part in known),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,29 +63,41 @@ class Plan:
     """What is stale now, and what may become stale once that has run."""
 
     rows: tuple[PlanRow, ...]
-    downstream: tuple[str, ...]
+    following: Mapping[Place, Expected]  # what may follow
+
+    @property
+    def downstream(self) -> tuple[str, ...]:
+        """The assets of which something may follow, and nothing is stale yet."""
+        stale = {row.asset for row in self.rows}
+        return tuple(dict.fromkeys(asset for asset, _ in self.following if asset not in stale))
+
+    @property
+    def ready(self) -> tuple[PlanRow, ...]:
+        """The rows that no failed check keeps back."""
+        return tuple(row for row in self.rows if not row.blocked)
+
+    @property
+    def totals(self) -> Totals:
+        return Totals.of(self.ready)
+
+    def within(self, selection: Collection[str] | None) -> "Plan":
+        """Return the plan of these assets alone; None: of all."""
+        if selection is None:
+            return self
+        return Plan(
+            rows=tuple(row for row in self.rows if row.asset in selection),
+            following={place: own for place, own in self.following.items() if place[0] in selection},
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan in the CLI's documented JSON form."""
-        rows = [
-            {"asset": row.asset, "partition": row.partition, "reason": row.reason, "seconds": row.seconds}
-            for row in self.rows
-        ]
-        return {"rows": rows, "downstream": list(self.downstream)}
-
-
-class _Loading(LoadingContext):
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self._instance = instance
-        self._loaders: dict = {}
-
-    @property
-    def instance(self) -> dg.DagsterInstance:
-        return self._instance
-
-    @property
-    def loaders(self) -> dict:
-        return self._loaders
+        keys = ("asset", "partition", "reason", "seconds", "gpu_seconds", "expected_from")
+        return {
+            "rows": [{key: getattr(row, key) for key in keys} for row in self.rows],
+            "downstream": list(self.downstream),
+            "totals": asdict(self.totals),
+            "downstream_totals": asdict(Totals.of(self.following.values())),
+        }
 
 
 def make_plan(
@@ -70,31 +112,86 @@ def make_plan(
         store: the home's artifacts.
     """
     graph = defs.resolve_asset_graph()
-    resolver = CachingStaleStatusResolver(instance, graph, _Loading(instance))
-    rows = []
+    # Partitions that come and go by themselves, such as watched checkpoints, are their sensor's business.
+    assets = {key: own for key, own in assets.items() if not own.dynamic_partitions}
+    latest = latest_materializations(instance, {key: own.partition_keys for key, own in assets.items()})
+    resolver = StaleStatusResolver(instance, graph, latest)
+    forecast = _Forecast(assets, store)
     for key in graph.toposorted_asset_keys:
-        asset = assets[key.to_user_string()]
+        if (asset := assets.get(key.to_user_string())) is None:
+            continue
         for partition in asset.partition_keys:
-            last = _last_artifact(instance, store, asset, partition)
-            status = resolver.get_status(key, partition)
-            if status == StaleStatus.FRESH:
+            address = recorded_address(latest.get((asset.key, partition)))
+            last = _last_artifact(store, asset, address)
+            if resolver.get_status(key, partition) == StaleStatus.FRESH:
                 reason = last if isinstance(last, str) else None
             else:
                 reason = _reason(asset, resolver.get_stale_causes(key, partition), last)
-            if reason is not None:
-                seconds = last.provenance["figures"]["seconds"] if isinstance(last, Artifact) else None
-                rows.append(PlanRow(asset=asset.key, partition=partition, reason=reason, seconds=seconds))
-    return Plan(rows=tuple(rows), downstream=_downstream(assets, rows))
+            forecast.add(asset, partition, reason, last if isinstance(last, Artifact) else None)
+    rows = _blocked(assets, forecast.rows, failed_checks(assets, instance, latest))
+    return Plan(rows=rows, following=forecast.following)
 
 
-def _last_artifact(
-    instance: dg.DagsterInstance, store: ArtifactStore, asset: AssetPlan, partition: str | None
-) -> Artifact | str | None:
+class _Forecast:
+    """Goes through all places, upstream first: what each will take, and which data version it will have."""
+
+    def __init__(self, assets: Mapping[str, AssetPlan], store: ArtifactStore) -> None:
+        self._store = store
+        self._past = PastRuns(assets, store)
+        self._versions: Versions = {}
+        self._moving: set[Place] = set()  # stale, or may become so
+        self.rows: list[PlanRow] = []
+        self.following: dict[Place, Expected] = {}
+
+    def add(self, asset: AssetPlan, partition: str | None, reason: str | None, last: Artifact | None) -> None:
+        """Take in the next place: `reason` says why it is stale, None if it is not."""
+        place = (asset.key, partition)
+        reads = [(key, part) for key, parts in asset.reads_of(partition).items() for part in parts]
+        if reason is None and self._moving.isdisjoint(reads):
+            self._versions[place] = last.data_version if last else None
+            return
+        address = self._address(asset, partition, reads)
+        if reason is None and last is not None and address == last.address:
+            self._versions[place] = last.data_version  # what it is made from comes out as it was
+            return
+        stored = self._store.find(asset.key, address) if address else None
+        self._moving.add(place)
+        self._versions[place] = stored.data_version if stored else None
+        expected = NOTHING_TO_BUILD if stored else self._past.expected(asset, partition)
+        if reason is None:
+            self.following[place] = expected
+            return
+        if stored:
+            reason += " | found in the store, nothing is built"
+        self.rows.append(
+            PlanRow(
+                asset=asset.key,
+                partition=partition,
+                reason=reason,
+                seconds=expected.seconds,
+                gpu_seconds=expected.gpu_seconds,
+                expected_from=expected.source,
+            )
+        )
+
+    def _address(self, asset: AssetPlan, partition: str | None, reads: Sequence[Place]) -> str | None:
+        """Return the address that a place will have, or None if an input's data version is not known yet."""
+        versions = {input_name(*read): self._versions.get(read) for read in reads}
+        known = {name: version for name, version in versions.items() if version is not None}
+        if len(known) < len(versions):
+            return None
+        known |= asset.outside(partition) if asset.outside else {}
+        return self._store.address(asset.key, asset.code_version, known, partition)
+
+
+def _last_artifact(store: ArtifactStore, asset: AssetPlan, address: str | None) -> Artifact | str | None:
     """Return the last materialization's artifact, or what is wrong with it, or None if there was none."""
-    address = latest_address(instance, asset.key, partition)
     if address is None:
         return None
-    return store.find(asset.key, address) or f"files missing or damaged: artifacts/{asset.key}/{address}"
+    if found := store.find(asset.key, address):
+        return found
+    path = f"artifacts/{asset.key}/{address}"
+    return f"files missing or damaged: {path}: {store.damage(asset.key, address)}"
 
 
 def _reason(asset: AssetPlan, causes: Sequence[StaleCause], last: Artifact | str | None) -> str:
@@ -114,15 +211,9 @@ def _reason(asset: AssetPlan, causes: Sequence[StaleCause], last: Artifact | str
     return " | ".join(parts) or "; ".join(sorted({cause.reason for cause in causes})) or "stale"
 
 
-def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+def changed_keys(before: Any, after: Any) -> list[str]:
     """Return `key: old -> new` for every leaf in which two recipe slices differ."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        return [
-            line
-            for key in sorted(set(before) | set(after))
-            for line in changed_keys(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if before == after else [f"{prefix} {_short(before)} -> {_short(after)}"]
+    return [f"{key} {_short(old)} -> {_short(new)}" for key, old, new in changed_leaves(before, after)]
 
 
 def _short(value: Any, limit: int = 60) -> str:
@@ -130,14 +221,28 @@ def _short(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _downstream(assets: Mapping[str, AssetPlan], rows: Sequence[PlanRow]) -> tuple[str, ...]:
-    """Return the assets of which something may become stale that is not yet."""
-    stale = {(row.asset, row.partition) for row in rows}
-    reached = set(stale)
-    for asset in assets.values():  # upstream first, so one pass closes the set
+def _blocked(
+    assets: Mapping[str, AssetPlan], rows: Sequence[PlanRow], verdicts: Verdicts
+) -> tuple[PlanRow, ...]:
+    """Mark the rows that are made from what failed a blocking check, unless that is to be rebuilt itself."""
+    stale = {row.place for row in rows}
+    causes = {
+        (asset, part): f"blocked: {check} of {asset} failed"
+        for (asset, part), check in verdicts.items()
+        if (asset, part) not in stale
+    }
+    if not causes:
+        return tuple(rows)
+    failed = set(causes)
+    for asset in assets.values():  # upstream first, so one pass reaches everything
         for partition in asset.partition_keys:
-            read = asset.reads_of(partition).items()
-            if any((key, part) in reached for key, parts in read for part in parts):
-                reached.add((asset.key, partition))
-    stale_assets = {asset for asset, _ in stale}
-    return tuple(key for key in assets if key in {asset for asset, _ in reached} - stale_assets)
+            read = ((key, part) for key, parts in asset.reads_of(partition).items() for part in parts)
+            cause = next((causes[place] for place in read if place in causes), None)
+            if cause is not None:
+                causes.setdefault((asset.key, partition), cause)
+    return tuple(
+        replace(row, blocked=True, reason=f"{causes[row.place]} | {row.reason}")
+        if row.place in causes and row.place not in failed
+        else row
+        for row in rows
+    )
