@@ -198,14 +198,14 @@ def _complete_batch(
     if len(rows) > len(prompts):
         number = {prompt: index for index, prompt in enumerate(prompts)}
         decoding.select(torch.tensor([number[prompt] for prompt, _ in rows], device=device))
-    uniforms = _uniforms(seed, rows, settings).to(device)
+    uniforms = uniforms_for(seed, rows, settings.max_new_tokens, settings.temperature).to(device)
     shape = (len(rows), settings.max_new_tokens)
     tokens = torch.full(shape, settings.pad_id, dtype=torch.long, device=device)
     log_probs = torch.zeros(2, *shape, device=device)  # at T=1, at the sampling temperature
     present = torch.arange(len(rows), device=device)  # which rows the cache holds
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for position in range(settings.max_new_tokens):
-        chosen, figures = _choose(decoding.logits, settings.temperature, uniforms[present, position])
+        chosen, figures = choose_tokens(decoding.logits, settings.temperature, uniforms[present, position])
         tokens[present, position], log_probs[:, present, position] = chosen, figures
         ended[present] |= torch.isin(chosen, settings.stop_ids)
         at_work = (~ended[present]).nonzero()[:, 0]
@@ -218,7 +218,7 @@ def _complete_batch(
     return _cut(tokens, log_probs, settings)
 
 
-def _choose(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's next token `[batch]` and its log-probability `[2, batch]`, at T=1 and as sampled."""
     log_probs = logits.float().log_softmax(-1)
     if temperature == 0:
@@ -234,12 +234,11 @@ def _choose(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tenso
     return chosen[:, 0], torch.stack([log_probs.gather(-1, chosen)[:, 0], sampled.gather(-1, chosen)[:, 0]])
 
 
-def _uniforms(seed: int, rows: Sequence[tuple[int, int]], settings: _Settings) -> Tensor:
-    """Return numbers in [0, 1), `[rows, max_new_tokens]`, each row's from its own generator."""
-    shape = (len(rows), settings.max_new_tokens)
-    if settings.temperature == 0:
-        return torch.zeros(shape, dtype=torch.float64)
-    draws = [np.random.default_rng([seed, *row]).random(settings.max_new_tokens) for row in rows]
+def uniforms_for(seed: int, rows: Sequence[tuple[int, int]], num_tokens: int, temperature: float) -> Tensor:
+    """Return numbers in [0, 1), `[rows, num_tokens]`, fp64, each row's from its own generator."""
+    if temperature == 0:
+        return torch.zeros(len(rows), num_tokens, dtype=torch.float64)
+    draws = [np.random.default_rng([seed, *row]).random(num_tokens) for row in rows]
     return torch.from_numpy(np.stack(draws))
 
 

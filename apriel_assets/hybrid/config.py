@@ -43,8 +43,10 @@ class MambaConfig:
     # tokens;
     # None: as it comes. One factor on out_proj: the other copied weights stay as they are.
     output_scale: float | None = 0.3
+    kernel: Literal["auto", "torch", "mamba_ssm"] = "auto"  # auto: mamba-ssm's on a GPU where it is installed
 
     def __post_init__(self) -> None:
+        _check_kernel("mamba", self.kernel, ("auto", "torch", "mamba_ssm"))
         for name in ("state_size", "dt_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -68,6 +70,8 @@ class GatedDeltaNetConfig:
     rate_min: float = 0.0001
     rate_max: float = 0.01
     output_scale: float | None = 0.3  # as Mamba's
+    # auto: flash-linear-attention's in 16 bits on a GPU where it is installed
+    kernel: Literal["auto", "torch", "fla"] = "auto"
 
     def __post_init__(self) -> None:
         _check_delta("gdn", self)
@@ -85,6 +89,7 @@ class KimiDeltaConfig:
     rate_min: float = 0.0001
     rate_max: float = 0.01
     output_scale: float | None = 0.3  # as Mamba's
+    kernel: Literal["auto", "torch", "fla"] = "auto"  # as GDN's
 
     def __post_init__(self) -> None:
         _check_delta("kda", self)
@@ -93,7 +98,13 @@ class KimiDeltaConfig:
             raise UserError(f"kda.gate_rank={self.gate_rank} must be even and positive, or null")
 
 
+def _check_kernel(name: str, kernel: str, known: tuple[str, ...]) -> None:
+    if kernel not in known:
+        raise UserError(f"{name}.kernel={kernel!r} is unknown; choose from {', '.join(known)}")
+
+
 def _check_delta(name: str, options: GatedDeltaNetConfig | KimiDeltaConfig) -> None:
+    _check_kernel(name, options.kernel, ("auto", "torch", "fla"))
     if options.conv_size < 2:
         raise UserError(f"{name}.conv_size={options.conv_size} must be at least 2 tokens")
     if options.output_scale is not None and options.output_scale <= 0:

@@ -5,7 +5,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.generation import _choose, generate
+from apriel_assets.evaluation.generation import choose_tokens, generate
 from apriel_assets.evaluation.tasks.problems import make_problems
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.config import MixerOptions, SlidingWindowConfig
@@ -150,7 +150,7 @@ def test_sampled_frequencies_are_the_models_probabilities(model, tokenizer, prom
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_the_ends_of_the_unit_interval_choose_possible_tokens(uniform):
     logits = torch.tensor([[-torch.inf, 0.0, 1.0]])
-    chosen, _ = _choose(logits, 1.0, torch.tensor([uniform], dtype=torch.float64))
+    chosen, _ = choose_tokens(logits, 1.0, torch.tensor([uniform], dtype=torch.float64))
     assert chosen.tolist() == [1 if uniform == 0 else 2]
 
 

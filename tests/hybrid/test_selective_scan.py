@@ -11,7 +11,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer as TransformersM
 from apriel_assets.hybrid.mixers.mamba import chunked
 from apriel_assets.hybrid.mixers.mamba.chunked import selective_scan_chunked
 from apriel_assets.hybrid.mixers.mamba.reference import selective_scan_reference
-from apriel_assets.hybrid.mixers.mamba.scan import choose_scan, selective_scan_step
+from apriel_assets.hybrid.mixers.mamba.scan import choose_scan, selective_scan_mamba_ssm, selective_scan_step
 
 LENGTHS = [1, 2, 63, 64, 65, 130]
 TOLERANCE = {
@@ -137,28 +137,37 @@ def test_one_token_takes_the_step():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("seq_len", LENGTHS)
-def test_reference_equals_the_mamba_ssm_kernel(seq_len):
-    kernel = pytest.importorskip("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-
-    def scan(x, dt, A, B, C):
-        def channels_first(values):
-            return values.transpose(1, 2).contiguous()
-
-        def grouped(values):
-            return values.permute(0, 2, 3, 1).contiguous()  # [batch, heads, state, seq]
-
-        y, state = kernel(
-            channels_first(x), channels_first(dt), A, grouped(B), grouped(C), return_last_state=True
-        )
-        return y.transpose(1, 2), state.detach()
-
-    values = operands(seq_len, channels=48, heads=3, state_size=16, device="cuda")[:5]
-    (y, state), (kernel_y, kernel_state) = selective_scan_reference(*values), scan(*values)
-    torch.testing.assert_close(kernel_y, y, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seq_len", [*LENGTHS, 2049])  # the kernel's own chunks are of 2048
+def test_mamba_ssm_equals_reference(seq_len, dtype):
+    pytest.importorskip("mamba_ssm")
+    values = operands(seq_len, channels=48, heads=3, state_size=16, dtype=dtype, device="cuda")[:5]
+    wide = [value.detach().float().requires_grad_() for value in values]
+    (y, state), (kernel_y, kernel_state) = selective_scan_reference(*wide), selective_scan_mamba_ssm(*values)
+    assert (kernel_y.dtype, kernel_state.dtype) == (dtype, torch.float32)
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(kernel_y.float(), y, **tolerance)
     torch.testing.assert_close(kernel_state, state, rtol=1e-3, atol=1e-3)
     # Of y only: the kernel gives no gradient for its final state.
     weights = torch.randn_like(y)
-    expected = torch.autograd.grad((y * weights).sum(), values)
-    for kernels, mine in zip(torch.autograd.grad((kernel_y * weights).sum(), values), expected, strict=True):
-        torch.testing.assert_close(kernels, mine, rtol=1e-3, atol=1e-2)
+    expected = torch.autograd.grad((y * weights).sum(), wide)
+    found = torch.autograd.grad((kernel_y.float() * weights).sum(), values)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine.float() - theirs).norm() < (1e-3 if dtype == torch.float32 else 1e-2) * theirs.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("split", [1, 31, 100])
+@torch.no_grad()
+def test_mamba_ssm_goes_on_from_a_state(split):
+    pytest.importorskip("mamba_ssm")
+    values = operands(130, channels=48, heads=3, state_size=16, device="cuda")
+    x, dt, A, B, C, initial = values
+    whole, final = selective_scan_reference(*values)
+    head, state = selective_scan_mamba_ssm(
+        x[:, :split], dt[:, :split], A, B[:, :split], C[:, :split], initial
+    )
+    tail, last = selective_scan_mamba_ssm(x[:, split:], dt[:, split:], A, B[:, split:], C[:, split:], state)
+    torch.testing.assert_close(torch.cat([head, tail], dim=1), whole, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(last, final, rtol=1e-3, atol=1e-3)

@@ -41,7 +41,7 @@ class _DeltaMixer(nn.Module):
         """
         super().__init__()
         shape = attention_shape(attention)
-        self.shape = shape
+        self.shape, self.options = shape, options
         hidden, head = shape.hidden_size, shape.head_size
         self.inner_size = inner = shape.num_heads * head
         weight = cast(nn.Linear, attention.q_proj).weight
@@ -103,10 +103,12 @@ class _DeltaMixer(nn.Module):
             conv_input, beta = conv_input.masked_fill(padding, 0), beta.masked_fill(padding, 0)
             log_decay = log_decay.masked_fill(padding[..., None], 0)
         initial = state.recurrent_states[0] if state is not None and state.has_previous_state[0] else None
-        heads = convolve(self.conv, conv_input, state).unflatten(-1, (3, self.shape.num_heads, -1))
+        heads = convolve(self.conv, conv_input, state, self.options.kernel).unflatten(
+            -1, (3, self.shape.num_heads, -1)
+        )
         q, k, v = heads.unbind(-3)
         q, k = _l2_normalise(q) * self.shape.head_size**-0.5, _l2_normalise(k)
-        rule = choose_rule(v.device, v.dtype, seq_len)
+        rule = choose_rule(v.device, v.dtype, seq_len, self.options.kernel)
         o, final = rule(q, k, v, log_decay, beta, initial)
         if state is not None:
             state.update_recurrent_state(final)
@@ -124,7 +126,6 @@ class GatedDeltaNetMixer(_DeltaMixer):
 
     def __init__(self, attention: nn.Module, options: GatedDeltaNetConfig) -> None:
         super().__init__(attention, options)
-        self.options = options
         hidden, heads = self.shape.hidden_size, self.shape.num_heads
         self.decay_proj = nn.Linear(hidden, heads, bias=False, **self._like)
         self.dt_bias = nn.Parameter(torch.empty(heads, **self._like))
@@ -142,7 +143,6 @@ class KimiDeltaMixer(_DeltaMixer):
 
     def __init__(self, attention: nn.Module, options: KimiDeltaConfig) -> None:
         super().__init__(attention, options)
-        self.options = options
         hidden, inner = self.shape.hidden_size, self.inner_size
         rank = options.gate_rank or self.shape.head_size
         self.decay_in_proj = nn.Linear(hidden, rank, bias=False, **self._like)

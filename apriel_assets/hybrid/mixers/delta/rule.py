@@ -1,20 +1,18 @@
 """Which implementation of the gated delta rule runs. All take and return the same."""
 
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 
 from apriel_assets.hybrid.mixers.delta.chunked import delta_rule_chunked
+from apriel_assets.hybrid.mixers.kernels import FLA, HALF, use_library
 
 Rule = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
-def choose_rule(device: torch.device, dtype: torch.dtype, seq_len: int) -> Rule:
-    """Return the fastest rule for this device, dtype of the values and length: the one place that decides."""
-    # flash-linear-attention's chunked kernels refuse fp32.
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and _fla_installed():
+def choose_rule(device: torch.device, dtype: torch.dtype, seq_len: int, kernel: str = "auto") -> Rule:
+    """Return the rule for this device, dtype of the values, length and `kernel` option."""
+    if use_library(FLA, kernel, device, dtype in HALF):
         return delta_rule_fla
     return delta_rule_step if seq_len == 1 else delta_rule_chunked
 
@@ -73,8 +71,3 @@ def delta_rule_fla(
         output_final_state=True,
     )
     return o, state
-
-
-@cache
-def _fla_installed() -> bool:
-    return find_spec("fla") is not None

@@ -94,11 +94,11 @@ class MambaMixer(nn.Module):
             conv_input = conv_input.masked_fill(mask[..., None] == 0, 0)
             dt = dt.masked_fill(mask[..., None] == 0, 0)
         initial = state.recurrent_states[0] if state is not None and state.has_previous_state[0] else None
-        x, B, C = convolve(self.conv, conv_input, state).split(
+        x, B, C = convolve(self.conv, conv_input, state, self.options.kernel).split(
             [self.kv_size, self.kv_size, self.inner_size], dim=-1
         )
         x, B = self._to_query_heads(x).flatten(2), self._to_query_heads(B)
-        scan = choose_scan(x.device, seq_len)
+        scan = choose_scan(x.device, seq_len, self.options.kernel, initial is not None)
         y, final = scan(x, dt, -self.A_log.float().exp(), self._sub_heads(B), self._sub_heads(C), initial)
         if state is not None:
             state.update_recurrent_state(final)
