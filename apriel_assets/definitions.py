@@ -4,23 +4,39 @@ Dagster loads `defs` from here (workspace.yaml, dagster_cloud.yaml). The recipe 
 was last run in the home, else `quickstart`; the home is APRIEL_HOME, else ./.apriel.
 """
 
-import os
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan, OnePartition
+from apriel_assets.assets.dropped_checkpoints import DROPPED_CHECKPOINTS, dropped_checkpoints_asset
 from apriel_assets.assets.evals import EvaluatedModel, eval_assets
+from apriel_assets.assets.generations import GENERATIONS, generations_asset
 from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
 from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
 from apriel_assets.assets.materialize import to_dagster
+from apriel_assets.assets.reevals import REEVALS, reeval_assets
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.errors import UserError
-from apriel_assets.recipe import Recipe, load_recipe
+from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
+from apriel_assets.planning.plan import make_plan
+from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_checks import check_layers_named
-from resources.home import Home, find_home, prepare_home
+from resources.artifact_store import ArtifactStore
+from resources.dead_runs import close_dead_runs
+from resources.home import Home, find_home, prepare_home, run_lock_holder
+from resources.lake import Lake
+from resources.launchers.execution import Execution
+from sensors.checkpoints import checkpoints_sensor
+from sensors.generation import generation_sensor
+from sensors.recipe_watch import RecipeState, recipe_definitions
+from sensors.reconcile import Reconciling, reconcile_sensor
+from sensors.reevaluation import reevaluation_schedule
+from sensors.requests import Retries
 
 
 def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
@@ -72,13 +88,109 @@ def _models(
     return models
 
 
-def build_defs(recipe: Recipe, home: Path) -> dg.Definitions:
-    """Return the Dagster definitions of a recipe in a home."""
-    assets = [to_dagster(plan) for plan in plan_assets(recipe).values()]
+def build_defs(recipe: Recipe, home: Path, plans: Mapping[str, AssetPlan] | None = None) -> dg.Definitions:
+    """Return the Dagster definitions of a recipe in a home: what `apriel run` keeps up to date.
+
+    Args:
+        recipe: makes the assets.
+        home: where they are kept.
+        plans: the recipe's assets by key, if they were made already.
+    """
+    plans = plan_assets(recipe) if plans is None else plans
+    named = (*plans.values(), *automation_assets(recipe, plans).values())
+    recipe.execution.check_patterns({plan.key: plan.group for plan in named})
+    assets = [_to_dagster(recipe, plan) for plan in plans.values()]
     # In one process: each step would pay seconds to import torch again.
     return dg.Definitions(
-        assets=assets, resources={"home": Home(path=str(home))}, executor=dg.in_process_executor
+        assets=assets,
+        resources={
+            "home": Home(path=str(home)),
+            "execution": Execution(recipe.execution, recipe.model_dump(mode="json")),
+        },
+        executor=dg.in_process_executor,
     )
+
+
+def _to_dagster(recipe: Recipe, plan: AssetPlan) -> dg.AssetsDefinition:
+    return to_dagster(plan, recipe.owners, recipe.execution.pool_of(plan.key, plan.group))
+
+
+def automation_assets(recipe: Recipe, assets: Mapping[str, AssetPlan]) -> dict[str, AssetPlan]:
+    """Return what sensors and schedules ask for beside the recipe's own assets, by key; no plan contains it."""
+    h1 = [own for own in assets.values() if own.group == "h1"]
+    models = _models(recipe, assets["teacher"], h1, list(assets.values()))
+    found = [
+        dropped_checkpoints_asset(recipe, assets),
+        *reeval_assets(recipe, models),
+        generations_asset(recipe, assets),
+    ]
+    return {own.key: own for own in found if own is not None}
+
+
+def all_assets(recipe: Recipe) -> dict[str, AssetPlan]:
+    """Return the recipe's assets and those of automation, by key."""
+    assets = plan_assets(recipe)
+    return {**assets, **automation_assets(recipe, assets)}
+
+
+def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
+    """Return what the UI and the daemon see: the recipe's assets, what automation adds, sensors and schedules."""
+    recipe, assets = loaded.recipe, loaded.assets
+    added = automation_assets(recipe, assets)
+    planned = build_defs(recipe, home, assets)
+    lake = Lake(home)
+    places = [(key, partition) for key, own in assets.items() for partition in own.partition_keys]
+
+    def problem() -> str | None:
+        return loaded.problem_now(plan_assets)
+
+    def not_now(instance: dg.DagsterInstance) -> str | None:
+        holder = run_lock_holder(home)
+        return problem() or (f"`apriel run` ({holder}) works on {home}" if holder else None)
+
+    reconcile = Reconciling(
+        assets=assets,
+        plan=lambda instance: make_plan(assets, planned, instance, ArtifactStore(home)),
+        not_now=not_now,
+        tidy=lambda: lake.prune(recipe.name, places),
+    )
+    watch = recipe_definitions(
+        lambda: RecipeState(source=loaded.source, problem=problem()),
+        RecipeState(source=loaded.source, problem=loaded.problem),
+        loaded.content,
+        lambda instance: close_dead_runs(instance, home, time.time()),
+    )
+    joined = dg.Definitions(
+        assets=[_to_dagster(recipe, plan) for plan in added.values()],
+        sensors=[reconcile_sensor(reconcile, recipe.automation), *_sensors(recipe, assets, added, home)],
+        schedules=_schedules(recipe, added),
+    )
+    # Dagster is pinned, so its note that this may still change says nothing to a user.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.Definitions.merge(planned, joined, watch).with_reconstruction_metadata(loaded.pinned())
+
+
+def _sensors(
+    recipe: Recipe, assets: Mapping[str, AssetPlan], added: Mapping[str, AssetPlan], home: Path
+) -> list[dg.SensorDefinition]:
+    settings = recipe.automation
+    retries = Retries(settings.retries, settings.retry_wait_s)
+    found = []
+    if settings.watch is not None:
+        taken = [key.removeprefix("evals/") for key in assets if key.startswith("evals/")]
+        found.append(checkpoints_sensor(added[DROPPED_CHECKPOINTS], settings.watch, retries, taken))
+    if settings.generation is not None:
+        store = ArtifactStore(home)
+        found.append(generation_sensor(added[GENERATIONS], assets, store, settings.generation, retries))
+    return found
+
+
+def _schedules(recipe: Recipe, added: Mapping[str, AssetPlan]) -> list[dg.ScheduleDefinition]:
+    if recipe.evals.cron is None:
+        return []
+    again = [own for key, own in added.items() if key.startswith(REEVALS)]
+    return [reevaluation_schedule(again, recipe.evals.cron)]
 
 
 @dg.definitions
@@ -86,6 +198,4 @@ def defs() -> dg.Definitions:
     """Return the definitions of the recipe and home that the environment names."""
     home = find_home(None)
     prepare_home(home)
-    last = home / "recipe.yaml"
-    chosen = os.environ.get("APRIEL_RECIPE") or (str(last) if last.is_file() else "quickstart")
-    return build_defs(load_recipe(chosen), home)
+    return code_location(load_for_code_location(home, plan_assets), home)

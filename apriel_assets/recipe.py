@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.config import MixerOptions
 from apriel_assets.hybrid.specs import TeacherSpec
+from apriel_assets.recipe_automation import AutomationSection
 from apriel_assets.recipe_sections import (
     EvalsSection,
     H1Section,
@@ -29,14 +30,20 @@ from apriel_assets.recipe_sections import (
 from apriel_assets.scoring.config import StoreConfig
 from apriel_assets.search.config import GIVEN, MEASURED, CostsConfig
 from apriel_assets.search.costs import PUBLISHED
+from resources.launchers.config import ExecutionConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
+
+
+# A team, or an e-mail address.
+Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_]+|[^@\s]+@[^@\s]+\.[^@\s]+)$")]
 
 
 class Recipe(Section):
     """Everything a run depends on. Equal recipes give equal results."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    owners: tuple[Owner, ...] = ("team:modelling",)  # shown in the UI; nothing depends on them
     seed: int = Field(0, ge=0)
     teacher: TeacherSpec
     tasks: TasksSection
@@ -48,6 +55,8 @@ class Recipe(Section):
     search: SearchSection | None = None
     release: ReleaseSection = ReleaseSection()
     evals: EvalsSection
+    automation: AutomationSection = AutomationSection()
+    execution: ExecutionConfig = ExecutionConfig()  # where steps run: changes no result
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -56,6 +65,8 @@ class Recipe(Section):
         if self.search is None:
             if self.release != ReleaseSection():
                 raise ValueError("release needs search: it ships the placements that were found")
+            if self.automation.generation is not None:
+                raise ValueError("automation.generation needs search: it generates from placements that were found")
             return self
         if self.supernet is None:
             raise ValueError("search needs supernet: it searches the mixers that the supernet holds")

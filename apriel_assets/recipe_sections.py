@@ -113,15 +113,26 @@ class H1Section(Section):
         return overlay.probe_steps if overlay and overlay.probe_steps else self.probe_steps
 
 
+def is_cron(schedule: str) -> bool:
+    """Return whether Dagster can follow a cron schedule."""
+    # Only here: most recipes have none, and Dagster takes a while to import.
+    from dagster._utils.schedules import is_valid_cron_string
+
+    return is_valid_cron_string(schedule)
+
+
 class EvalsSection(Section):
     """How every checkpoint is measured."""
 
     tasks: tuple[Task, ...] = Field(min_length=1)
     accuracy: EvalConfig = EvalConfig()
     throughput: ThroughputConfig = ThroughputConfig()
+    cron: str | None = None  # when what is shipped is evaluated again, UTC; None: never
 
     @model_validator(mode="after")
     def _check(self) -> "EvalsSection":
+        if self.cron is not None and not is_cron(self.cron):
+            raise ValueError(f'cron {self.cron!r} is no cron schedule; write e.g. "0 3 * * *", daily at 3:00 UTC')
         names = [task.task for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"two of the tasks have one name: {', '.join(names)}; give one of them a label")

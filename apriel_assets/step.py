@@ -1,8 +1,8 @@
 """One step in a process of its own: `python -m apriel_assets.step ORDER_FILE`, started by a launcher, never by hand.
 
 It builds what the order names with the same builder as an inline step, from the recipe that lies beside the order, and
-writes how it ended. Under `accelerate launch` every process builds, since training needs them all; the first one's result
-counts, the others' is thrown away.
+writes how it ended. Under `accelerate launch` every process builds, since training needs them all; the first one's
+result counts, the others' is thrown away.
 """
 
 import logging
@@ -48,11 +48,11 @@ def main() -> int:
 
 def _carry_out(order: StepOrder, recipe: Path, rank: int, progress: Progress) -> Outcome:
     from apriel_assets.assets.build import build_artifact
-    from apriel_assets.definitions import plan_assets
+    from apriel_assets.definitions import all_assets
     from apriel_assets.recipe import load_recipe
     from resources.provenance import environment
 
-    plan = plan_assets(load_recipe(str(recipe)))[order.asset]
+    plan = all_assets(load_recipe(str(recipe)))[order.asset]
     if plan.code_version != order.code_version:
         raise UserError(f"a file that {order.asset} reads was changed while it was started; run again")
     home = Path(order.home)
@@ -66,6 +66,7 @@ def _carry_out(order: StepOrder, recipe: Path, rank: int, progress: Progress) ->
             partition=order.partition,
             home=home,
             progress=progress,
+            is_recorded=rank == 0,
         )
         _write_tables(draft)
     return Outcome(

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,19 +133,27 @@ def run_lock(path: Path) -> Iterator[None]:
     """
     handle = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(handle, 64).decode(errors="replace").strip() or "pid not known"
+        if not _locked(handle):
+            holder = os.pread(handle, 64, 0).decode(errors="replace").strip() or "pid not known"
             raise UserError(
                 f"another `apriel run` ({holder}) works on {path}; wait for it or use another --home"
-            ) from error
+            )
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"pid {os.getpid()}, since {now}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    # Not at the first try alone: whoever only asks for the holder has the lock for a moment.
+    for wait in (0.0, 0.05, 0.2):
+        time.sleep(wait)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def run_lock_holder(path: Path) -> str | None:

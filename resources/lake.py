@@ -20,6 +20,7 @@ from resources.atomic import replaced_file, temporary_name
 
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
+_ADDED = "automation."  # how names of the files of what sensors and schedules asked for begin
 
 
 def _quoted(text: str) -> str:
@@ -59,10 +60,12 @@ class Lake:
     def prune(self, recipe: str, keep: Iterable[tuple[str, str | None]]) -> list[str]:
         """Drop rows of assets (and partitions) that the recipe no longer has; return the names of their files.
 
-        Nothing is lost: the artifacts keep their tables and are published again if the recipe returns.
+        Nothing is lost: the artifacts keep their tables and are published again if the recipe returns. What sensors
+        and schedules added is in no recipe's plan and stays.
         """
         kept = {_file_name(asset, partition) for asset, partition in keep}
-        gone = [path for path in self.home.glob(f"lake/*/{recipe}/*.parquet") if path.name not in kept]
+        files = self.home.glob(f"lake/*/{recipe}/*.parquet")
+        gone = [path for path in files if path.name not in kept and not path.name.startswith(_ADDED)]
         for path in gone:
             path.unlink(missing_ok=True)
         if gone:

@@ -102,6 +102,7 @@ class AssetPlan:
     description: str = ""
     sketch: Callable[[Artifact], Mapping[str, Any]] | None = None  # small pictures for the UI
     checks: Sequence[Check] = ()
+    fresh_by: str | None = None  # cron string: between two of its ticks a materialization is due
 
     def __post_init__(self) -> None:
         if len(self.partitions) > MAX_PARTITIONS:

@@ -5,6 +5,8 @@ The lake adds `recipe` (name) and `version` (data version of the asset that wrot
 
 import pyarrow as pa
 
+from apriel_assets.tables.automation_schemas import AUTOMATION_TABLES
+
 TableSpec = dict[str, tuple[pa.DataType, str]]
 
 _INT, _FLOAT, _TEXT, _BOOL = pa.int64(), pa.float64(), pa.string(), pa.bool_()
@@ -79,7 +81,7 @@ TABLES: dict[str, TableSpec] = {
     },
     "checkpoints": {
         "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
-        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka or release"),
+        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka, release or dropped"),
         "parent": (_TEXT, "checkpoint it started from (null for the teacher)"),
         "placement": (pa.list_(pa.string()), "mixer of each layer, first layer first"),
         "num_replaced": (_INT, "layers without full attention"),
@@ -224,7 +226,7 @@ TABLES: dict[str, TableSpec] = {
     },
     "leaderboard": {
         "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
-        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka or release"),
+        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka, release or dropped"),
         "num_replaced": (_INT, "layers without full attention"),
         "num_tasks": (_INT, "tasks that the accuracy is the mean of"),
         "accuracy": (_FLOAT, "mean over tasks of the generated accuracy"),
@@ -240,6 +242,7 @@ TABLES: dict[str, TableSpec] = {
         "tokens": (_INT, "loss-carrying tokens of this checkpoint's training and all before it"),
         "seconds": (_FLOAT, "training wall time of its own stage"),
     },
+    **AUTOMATION_TABLES,
 }
 
 LAKE_COLUMNS: TableSpec = {

@@ -1,0 +1,138 @@
+"""What is shipped, evaluated again on a schedule although nothing of it changed: software and devices do.
+
+Not part of the recipe's plan: the schedule asks for a partition, which is a date.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from apriel_assets.assets.asset_plan import AssetPlan, Check, Job, OnePartition, Verdict
+from apriel_assets.assets.evals import EvaluatedModel, load_evaluated
+from apriel_assets.assets.loading import load_teacher_model
+from apriel_assets.assets.task_keys import file_digests
+from apriel_assets.evaluation.config import EvalConfig
+from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.recipe import Recipe
+from resources.artifact_store import Artifact
+from resources.lake import Lake
+
+REEVALS = "automation/reevals/"
+DATES = "reeval_dates"
+RELEASE = "release/sft"
+
+
+def build_reeval(
+    job: Job,
+    *,
+    asset: str,
+    model: str,
+    placement: str | None,
+    accuracy: EvalConfig,
+    seed: int,
+    tasks: tuple[TaskSpec, ...],
+    recipe: str,
+    files: Mapping[str, str],  # only hashed: edited problems make other results
+) -> None:
+    """A shipped model on the eval tasks once more, held against the last result."""
+    from apriel_assets.evaluation.accuracy import evaluate_task
+    from apriel_assets.evaluation.drift import reeval_rows
+
+    assert job.partition is not None
+    teacher, tokenizer = load_teacher_model(job)
+    found: list[dict[str, Any]] = []
+    for task in tasks:
+        # Loaded for each task: two models in turn may share one checkpoint, which is loaded once.
+        student = load_evaluated(job, asset, placement)
+        rows = evaluate_task(
+            student,
+            tokenizer,
+            task,
+            accuracy,
+            teacher=teacher,
+            model_name=model,
+            seed=seed,
+            progress=job.progress,
+        )
+        found += rows.to_pylist()
+    rows = reeval_rows(job.partition, found, last_results(Lake(job.home), recipe, model, job.partition))
+    job.draft.tables["reevals"] = rows
+    job.draft.figures["num_drifted"] = sum(rows.column("drifted").to_pylist())
+
+
+def last_results(lake: Lake, recipe: str, model: str, date: str) -> list[dict[str, Any]]:
+    """Return all results of a model before a date, those of `evals` included."""
+    earlier = _of(lake.read("reevals", recipe), model)
+    return [*_of(lake.read("evals", recipe), model), *(row for row in earlier if row["date"] < date)]
+
+
+def _of(rows: pa.Table, model: str) -> list[dict[str, Any]]:
+    return [row for row in rows.to_pylist() if row["model"] == model]
+
+
+def _no_drift(artifact: Artifact, before: Artifact | None = None) -> Verdict:
+    rows = artifact.table("reevals").to_pylist()
+    if all(row["last_value"] is None for row in rows):
+        return None, {"note": "nothing to compare with"}
+    drifted = [row for row in rows if row["drifted"]]
+    shown = {
+        f"{row['task']}_{row['metric']}": f"{row['value']:.4g}, last {row['last_value']:.4g} "
+        f"[{row['last_low']:.4g}, {row['last_high']:.4g}] of {row['last_date'] or 'evals'}"
+        for row in drifted
+    }
+    return not drifted, {"num_compared": len(rows), "num_drifted": len(drifted), **shown}
+
+
+DRIFT_CHECK = Check(
+    name="no_drift",
+    description="Every figure lies within the 95% interval of the last result, on the same problems.",
+    passes=_no_drift,
+)
+
+
+def shipped_models(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
+    """Return what is released; if nothing is, the teacher, the last H-k and every budget's placement."""
+    if released := [model for model in models if model.checkpoint.key == RELEASE]:
+        return released
+    steps = [model for model in models if model.checkpoint.key == f"h1/h{model.name.removeprefix('h')}"]
+    placed = [model for model in models if model.chosen_by is not None]
+    return [models[0], *steps[-1:], *placed]
+
+
+def reeval_assets(recipe: Recipe, models: Sequence[EvaluatedModel]) -> list[AssetPlan]:
+    """Return an asset for each shipped model; none if the recipe has no `evals.cron`."""
+    if recipe.evals.cron is None:
+        return []
+    teacher = models[0].checkpoint
+    found = []
+    for model in shipped_models(models):
+        inputs: list[AssetPlan | OnePartition] = [teacher]
+        if model.checkpoint is not teacher:
+            inputs.append(model.checkpoint)
+        if model.chosen_by is not None:
+            inputs.append(model.chosen_by)
+        asset = AssetPlan(
+            key=f"{REEVALS}{model.name}",
+            group="automation",
+            build=build_reeval,
+            reads={
+                "asset": model.checkpoint.key,
+                "model": model.name,
+                "placement": model.placement,
+                "accuracy": recipe.evals.accuracy,
+                "seed": recipe.seed,
+                "tasks": recipe.evals.tasks,
+                "recipe": recipe.name,
+                "files": file_digests(recipe.evals.tasks),
+            },
+            inputs=tuple(inputs),
+            dynamic_partitions=DATES,
+            kinds=("pytorch", "parquet"),
+            recipe=recipe.name,
+            tables=("reevals",),
+            checks=(DRIFT_CHECK,),
+            fresh_by=recipe.evals.cron,
+        )
+        found.append(asset)
+    return found
