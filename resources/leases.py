@@ -74,9 +74,7 @@ def _gpu_uuids() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def leased(
-    count: int, holder: str, on_wait: Callable[[str], None] = lambda holders: None
-) -> Iterator[Lease]:
+def leased(count: int, holder: str, on_wait: Callable[[str], None] = lambda holders: None) -> Iterator[Lease]:
     """Hold `count` GPUs, waiting until so many are free; whoever asked first is served first.
 
     Args:

@@ -19,8 +19,9 @@ def build_artifact(
     partition: str | None,
     home: Path,
     progress: Progress,
+    is_recorded: bool = True,
 ) -> None:
-    """Fill a draft with what an asset (partition) is made of."""
+    """Fill a draft with what an asset (partition) is made of; not `is_recorded`: the draft will be thrown away."""
     job = Job(
         asset=plan.key,
         draft=draft,
@@ -31,6 +32,7 @@ def build_artifact(
         partition=partition,
         progress=progress,
         started=time.monotonic(),
+        is_recorded=is_recorded,
     )
     plan.build(job, **plan.reads, **plan.by_partition.get(partition, {}))
     draft.figures.setdefault("peak_memory_bytes", peak_memory_bytes())

@@ -84,7 +84,9 @@ class ExecutionConfig(StepExecution):
         """
         for pattern in self.steps:
             if not any(fnmatchcase(key, pattern) or group == pattern for key, group in groups.items()):
-                raise UserError(f"execution.steps.{pattern}: no asset or group of that name; {_names(groups)}")
+                raise UserError(
+                    f"execution.steps.{pattern}: no asset or group of that name; {_names(groups)}"
+                )
 
     def _defaults(self) -> StepExecution:
         return StepExecution(**{key: getattr(self, key) for key in _KEYS})

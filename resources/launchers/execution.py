@@ -3,19 +3,23 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster import PipesSession, PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._utils.interrupts import capture_interrupts, pop_captured_interrupt
 
 from apriel_assets.errors import UserError
 from apriel_assets.progress import Progress
 from resources.artifact_store import Draft
 from resources.launchers.config import ACCELERATE, INLINE, ExecutionConfig, StepExecution
-from resources.launchers.failures import StepFailed, TransientFailure, failure
+from resources.launchers.failures import StepError, TransientStepError, failure
 from resources.launchers.order import Outcome, StepOrder, forget_outcomes, placed, read_outcomes
 from resources.launchers.process_group import ProcessGroup
 from resources.leases import Lease, leased
@@ -54,7 +58,7 @@ class Execution:
 
         Raises:
             UserError: the step's own, too few GPUs, or over its time.
-            StepFailed: its process failed and another attempt would not help, or was the last one.
+            StepError: its process failed and another attempt would not help, or was the last one.
         """
         if how.launcher == INLINE:
             inline()
@@ -89,7 +93,7 @@ def _attempts(
     for attempt in range(1, how.retries + 2):
         try:
             return _attempt(order, how, file, lease, context, progress)
-        except TransientFailure as error:
+        except TransientStepError as error:
             if attempt > how.retries:
                 raise
             # What training saved is in the work directory: the next attempt goes on from there.
@@ -106,8 +110,7 @@ def _attempt(
     progress: Progress,
 ) -> Outcome:
     forget_outcomes(order)
-    injector, reader = PipesTempFileContextInjector(), PipesTempFileMessageReader()
-    with open_pipes_session(context, injector, reader) as session:
+    with _pipes_session(context) as session:
         variables = {**os.environ, **lease.environment, **session.get_bootstrap_env_vars()}
         with ProcessGroup(_command(how, file), variables, lease.handles) as group:
             context.log.info("%s: %s, process %d", order.step, how.launcher, group.pid)
@@ -116,8 +119,21 @@ def _attempt(
     if code:
         raise failure(order.step, code, outcomes)
     if not outcomes or outcomes[0].state != "done":
-        raise StepFailed(f"{order.step} ended well but built nothing")
+        raise StepError(f"{order.step} ended well but built nothing")
     return outcomes[0]
+
+
+@contextmanager
+def _pipes_session(context: dg.AssetExecutionContext) -> Iterator[PipesSession]:
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            # They are about Dagster's own calls, and Dagster is pinned.
+            warnings.simplefilter("ignore")
+            session = open_pipes_session(
+                context, PipesTempFileContextInjector(), PipesTempFileMessageReader()
+            )
+            opened = stack.enter_context(session)
+        yield opened
 
 
 def _command(how: StepExecution, file: Path) -> list[str]:
@@ -135,17 +151,21 @@ def _wait(
 ) -> int:
     deadline = time.monotonic() + how.timeout_s if how.timeout_s else None
     told = 0
-    while True:
-        code = group.wait(_POLL_S)
-        messages = session.get_custom_messages()
-        for message in messages[told:]:
-            own = message["progress"]
-            progress(own["done"], own["total"], **own["figures"])
-        told = len(messages)
-        if code is not None:
-            return code
-        if deadline and time.monotonic() > deadline:
-            raise UserError(
-                f"{order.step} took longer than execution.timeout_s={how.timeout_s:g} and was ended; what it saved is "
-                "kept: raise timeout_s and run again to go on from there"
-            )
+    # An interrupt waits for our next look: it would hit the records' database in the middle of a write otherwise.
+    with capture_interrupts():
+        while True:
+            code = group.wait(_POLL_S)
+            messages = session.get_custom_messages()
+            for message in messages[told:]:
+                own = message["progress"]
+                progress(own["done"], own["total"], **own["figures"])
+            told = len(messages)
+            if pop_captured_interrupt():
+                raise DagsterExecutionInterruptedError
+            if code is not None:
+                return code
+            if deadline and time.monotonic() > deadline:
+                raise UserError(
+                    f"{order.step} took longer than execution.timeout_s={how.timeout_s:g} and was ended; what it saved "
+                    "is kept: raise timeout_s and run again to go on from there"
+                )

@@ -20,11 +20,11 @@ _TRANSIENT_SIGNS = (
 )
 
 
-class StepFailed(RuntimeError):
+class StepError(RuntimeError):
     """A step failed in its own process; the message ends with that process's traceback."""
 
 
-class TransientFailure(StepFailed):
+class TransientStepError(StepError):
     """A step was killed or its device failed: the same step may succeed when it is run again."""
 
 
@@ -44,7 +44,7 @@ def failure(step: str, code: int, outcomes: Sequence[Outcome]) -> Exception:
             that is none of these is the cause.
 
     Returns:
-        UserError, TransientFailure, or StepFailed for everything else.
+        UserError, TransientStepError, or StepError for everything else.
     """
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     for outcome in failed:
@@ -52,14 +52,14 @@ def failure(step: str, code: int, outcomes: Sequence[Outcome]) -> Exception:
             return UserError(outcome.error)
     for outcome in failed:
         if not outcome.transient:
-            return StepFailed(f"{step} failed in its own process: {outcome.error}\n{outcome.traceback}")
+            return StepError(f"{step} failed in its own process: {outcome.error}\n{outcome.traceback}")
     if failed:
-        return TransientFailure(f"{step}: {failed[0].error}")
+        return TransientStepError(f"{step}: {failed[0].error}")
     if code > 128:
-        return TransientFailure(f"{step} was killed by signal {code - 128}{_hint(code - 128)}")
+        return TransientStepError(f"{step} was killed by signal {code - 128}{_hint(code - 128)}")
     if outcomes:
-        return TransientFailure(f"a process of {step} was killed")
-    return StepFailed(f"{step} could not be started: its command ended with exit code {code}")
+        return TransientStepError(f"a process of {step} was killed")
+    return StepError(f"{step} could not be started: its command ended with exit code {code}")
 
 
 def _hint(number: int) -> str:

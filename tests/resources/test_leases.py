@@ -1,5 +1,6 @@
 """GPU leases: one holder a device, freed by the kernel, served in order."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -42,7 +43,7 @@ def test_four_holders_never_share_one_of_two_devices(tmp_path):
     assert {device for _, _, device in held} == {"0", "1"}
     for device in "01":
         spans = sorted((float(began), float(ended)) for began, ended, own in held if own == device)
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
 
 
 def test_dead_holder_frees_its_device():
@@ -89,13 +90,18 @@ def test_a_large_request_is_not_starved_by_small_ones(tmp_path):
     small.start()
     for holder in (first, large, small):
         holder.join(20)
-    order = [line.split()[2] for line in sorted(log.read_text().splitlines(), key=lambda text: float(text.split()[0]))]
+    order = [
+        line.split()[2]
+        for line in sorted(log.read_text().splitlines(), key=lambda text: float(text.split()[0]))
+    ]
     assert order[1] == "0,1"
 
 
 def test_inherited_handles_keep_the_lease_alive():
     with leased(1, "parent") as lease:
-        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=lease.handles)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=lease.handles
+        )
     # The parent has let go; its child has not.
     with leased(1, "other") as other:
         assert other.devices != lease.devices
@@ -123,7 +129,12 @@ def test_visible_devices_follow_cuda_visible_devices(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible_devices() == ("GPU-aa11", "GPU-bb22", "GPU-cc33")
-    for allowed, expected in {"2,0": ("GPU-cc33", "GPU-aa11"), "GPU-bb": ("GPU-bb22",), "": (), "7": ()}.items():
+    for allowed, expected in {
+        "2,0": ("GPU-cc33", "GPU-aa11"),
+        "GPU-bb": ("GPU-bb22",),
+        "": (),
+        "7": (),
+    }.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
         assert visible_devices() == expected
 

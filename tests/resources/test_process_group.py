@@ -75,7 +75,9 @@ def gone(pids: list[int], seconds: float = 15.0) -> bool:
     return not alive(pids)
 
 
-@pytest.mark.parametrize(("code", "expected"), [("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)]
+)
 def test_exit_code_of_the_command(code, expected):
     with ProcessGroup([sys.executable, "-c", code], os.environ) as group:
         assert group.wait(20) == expected
@@ -121,7 +123,13 @@ def test_asker_that_dies_leaves_nothing(tree, number):
 
 def test_killed_supervisor_takes_the_step_with_it(tmp_path):
     """Nobody is left to end it then, so the step itself asks the kernel to."""
-    code = "from resources.launchers.supervisor import die_with_parent as d; d(); import time, sys, os; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    code = textwrap.dedent("""
+        import os, pathlib, sys, time
+        from resources.launchers.supervisor import die_with_parent
+        die_with_parent()
+        pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+        time.sleep(60)
+    """)
     note = tmp_path / "pid"
     with ProcessGroup([sys.executable, "-c", code, str(note)], os.environ) as group:
         while not (note.exists() and note.read_text()):
