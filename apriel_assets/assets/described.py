@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._utils.schedules import get_smallest_cron_interval
 
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.tables.schemas import TABLES
@@ -82,6 +83,13 @@ def column_schema(table: str) -> dg.TableSchema:
             for name, (dtype, meaning) in TABLES[table].items()
         ]
     )
+
+
+def freshness(plan: AssetPlan) -> dg.FreshnessPolicy | None:
+    """Return when the asset is overdue; None: it is as good as its inputs, however old."""
+    if plan.fresh_by is None:
+        return None
+    return dg.FreshnessPolicy.cron(plan.fresh_by, lower_bound_delta=get_smallest_cron_interval(plan.fresh_by))
 
 
 def _code(plan: AssetPlan) -> dg.CodeReferencesMetadataValue:

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan, OnePartition, input_name
-from apriel_assets.assets.described import definition_metadata, description, kinds, stage, tags
+from apriel_assets.assets.described import definition_metadata, description, freshness, kinds, stage, tags
 from apriel_assets.assets.launch import launched_build
 from apriel_assets.assets.records import latest_materializations, recorded_address
 from apriel_assets.assets.shown import check_results, check_specs, materialization_metadata
@@ -62,6 +62,7 @@ def _asset(plan: AssetPlan, owners: Sequence[str], pool: str | None) -> dg.Asset
         backfill_policy=dg.BackfillPolicy.single_run() if plan.is_partitioned else None,
         metadata=definition_metadata(plan),
         check_specs=check_specs(plan),
+        freshness_policy=freshness(plan),
     )
     def materialize(
         context: dg.AssetExecutionContext, home: Home, execution: dg.ResourceParam[Execution]

@@ -24,7 +24,7 @@ def sparkline(values: Sequence[float], *, bars: bool = False) -> str:
     points = _thinned(values, _MOST_BARS if bars else _MOST_POINTS)
     top = max(points, default=0.0) or 1.0
     heights = [round(_HEIGHT * max(0.0, value) / top) for value in points]
-    step = _WIDTH / max(1, len(points))
+    step = _WIDTH / max(1, len(points) if bars else len(points) - 1)
     if bars:
         path = "".join(f"M{i * step + step / 2:.0f} {_HEIGHT}v-{height}" for i, height in enumerate(heights))
         stroke = max(1, int(step * 0.7))

@@ -1,12 +1,14 @@
 """What the UI shows of every asset of the shipped recipe before anything is built."""
 
 import inspect
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from apriel_assets.assets.described import column_schema, description
-from apriel_assets.definitions import build_defs, plan_assets
+from apriel_assets.assets.materialize import to_dagster
+from apriel_assets.definitions import all_assets, build_defs, plan_assets
 from apriel_assets.recipe import Recipe, load_recipe
 from apriel_assets.tables.schemas import TABLES
 
@@ -101,3 +103,15 @@ def test_checks_are_listed_before_anything_is_built(recipe, tmp_path):
         ("leaderboard", "every_model_and_task"),
         ("placements", "ess_above_floor"),
     } <= names
+
+
+def test_what_is_evaluated_on_a_schedule_is_overdue_after_a_missed_tick():
+    recipe = load_recipe("quickstart", ["evals.cron='0 3 * * *'"])
+    policies = {
+        key: next(iter(to_dagster(plan).specs)).freshness_policy for key, plan in all_assets(recipe).items()
+    }
+    due = {key: policy for key, policy in policies.items() if policy is not None}
+    assert due.keys() == {key for key in policies if "reevals/" in key} != set()
+    assert {(own.deadline_cron, own.lower_bound_delta) for own in due.values()} == {
+        ("0 3 * * *", timedelta(days=1))
+    }

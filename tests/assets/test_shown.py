@@ -7,9 +7,11 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
+from apriel_assets.assets import step_progress
 from apriel_assets.assets.asset_plan import AssetPlan, Check
 from apriel_assets.assets.materialize import to_dagster
 from apriel_assets.assets.shown import first_rows
+from apriel_assets.planning.plan import make_plan
 from apriel_assets.tables.schemas import to_table
 from resources.home import Home
 from resources.launchers.config import ExecutionConfig
@@ -19,6 +21,7 @@ from resources.launchers.execution import Execution
 def build(job, *, value, partition_value=None):
     """A number, as an asset."""
     job.draft.figures |= {"value": partition_value or value, "nothing": math.nan}
+    job.progress(1, 2, loss_nats=3.0)
     rows = [{"mixer": f"m{n}", "seconds": float(n), "device": "x" * 200} for n in range(9)]
     job.draft.tables["mixer_costs"] = to_table("mixer_costs", rows)
 
@@ -120,6 +123,18 @@ def test_a_good_partition_does_not_hide_a_bad_one(world):
     mended, check = world.run(thing(0, partitions={"a": 2, "b": 3, "c": 4}, revision="2"), "a")
     assert mended.success
     assert check.passed
+
+
+def test_observations_of_a_running_step_make_nothing_stale(world, monkeypatch):
+    monkeypatch.setattr(step_progress, "_EVERY_S", 0.0)
+    monkeypatch.setattr(step_progress, "_EVERY_SHARE", 0.0)
+    world.run(thing(3))
+    (observation,) = world.instance.fetch_observations(dg.AssetKey(["thing", "one"]), limit=9).records
+    shown_now = observation.asset_observation.metadata
+    assert {shown_now[name].value for name in ("done", "total", "loss_nats")} == {1, 2, 3.0}
+    defs = dg.Definitions(assets=[to_dagster(thing(3))], resources=world.resources)
+    store = world.resources["home"].store
+    assert make_plan({"thing/one": thing(3)}, defs, world.instance, store).rows == ()
 
 
 def test_first_rows_hold_whatever_a_table_holds():
