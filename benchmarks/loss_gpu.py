@@ -27,12 +27,16 @@ from resources.provenance import code_revision, device_name, library_versions
 
 TARGET = {"milliseconds": 65.0, "peak_gib": 2.5}
 TOP_K = (8, 32, 128, 512)
+SPREADS = (4.0, 6.0, 10.0)  # of logits: a teacher that hesitates, one that is fairly sure, one that is sure
 
 
 class Case:
     """Hidden states and heads of a student and a teacher, bf16."""
 
-    def __init__(self, tokens: int, hidden_size: int, vocab_size: int, noise: float = 1.0) -> None:
+    def __init__(
+        self, tokens: int, hidden_size: int, vocab_size: int, spread: float = 2.0, noise: float = 0.5
+    ) -> None:
+        """`spread` is the standard deviation of the teacher's logits; the student's differ by about `noise` of it."""
         generator = torch.Generator("cuda").manual_seed(0)
         like: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
 
@@ -40,10 +44,10 @@ class Case:
             return torch.empty(*shape, **like).normal_(generator=generator)
 
         self.head, teacher_head = (nn.Linear(hidden_size, vocab_size, bias=False, **like) for _ in range(2))
-        teacher_head.weight.data = normal(vocab_size, hidden_size).mul_(2 / hidden_size**0.5)
-        self.head.weight.data = teacher_head.weight + noise * normal(vocab_size, hidden_size).div_(
-            hidden_size**0.5
-        )
+        unit = spread / hidden_size**0.5
+        teacher_head.weight.data = normal(vocab_size, hidden_size).mul_(unit)
+        noisy = normal(vocab_size, hidden_size).mul_(noise * unit)
+        self.head.weight.data = noisy.add_(teacher_head.weight)
         states = normal(tokens, hidden_size)
         self.teacher = TeacherHead(states, teacher_head.requires_grad_(False))
         self.hidden = (states + 0.3 * noise * normal(tokens, hidden_size)).requires_grad_()
@@ -171,32 +175,39 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=4096)
     parser.add_argument("--vocab-size", type=int, default=128_256)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--code-revision", help="commit, where the checkout does not say")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loss_gpu.json")
     arguments = parser.parse_args()
-    case = Case(arguments.tokens, arguments.hidden_size, arguments.vocab_size)
+    sizes = (arguments.tokens, arguments.hidden_size, arguments.vocab_size)
     report: dict[str, Any] = {
         "shape": {name: getattr(arguments, name) for name in ("tokens", "hidden_size", "vocab_size")},
         "target": TARGET,
     }
     for name, work in {"ours": ours, "dense": dense, "liger_jsd": liger}.items():
+        case = Case(*sizes)
         try:
             report[name] = measure(
                 lambda work=work, case=case: work(case).backward(), case.forget, arguments.repeats
             )
         except ImportError:
             report[name] = "not installed"
-    report["matrix_products_alone"] = measure(
-        lambda case=case: products(case), case.forget, arguments.repeats
-    )
+        if name == "ours":
+            report["matrix_products_alone"] = measure(
+                lambda case=case: products(case), case.forget, arguments.repeats
+            )
+        del case
     shape = (4096, 1024, 32_768)
-    case = Case(*shape)
-    report["gradient_error_against_fp32"] = {"shape": shape, **gradient_errors(case)}
-    report["top_k"] = top_k_bias(case)
+    report["gradient_error_against_fp32"] = {"shape": shape, **gradient_errors(Case(*shape))}
+    report["top_k"] = [
+        {"spread_of_logits": spread, **row}
+        for spread in SPREADS
+        for row in top_k_bias(Case(*shape, spread, 0.1))
+    ]
     versions = {name: importlib.metadata.version(name) for name in ("triton",)}
     report |= {
         "device": device_name(),
         "versions": library_versions() | versions,
-        "code_revision": code_revision(),
+        "code_revision": arguments.code_revision or code_revision(),
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
