@@ -2,16 +2,13 @@
 
 import json
 import shutil
-import signal
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import pytest
 
 from apriel_assets.errors import UserError
 from apriel_assets.workspace import open_workspace
-from resources import listeners
 from resources.launchers.config import ExecutionConfig
 from resources.launchers.failures import StepError, TransientStepError, failure, is_transient
 from resources.launchers.order import Outcome
@@ -19,7 +16,6 @@ from resources.launchers.order import Outcome
 PROCESS = [
     "execution.steps={h1/merge: {launcher: process}, traces: {launcher: process}, 'h1/h3': {launcher: process}}"
 ]
-TRAINS = ["h1.steps.h3.distill.steps=40", "h1.steps.h3.distill.save_every=4"]
 
 
 @pytest.fixture
@@ -78,36 +74,6 @@ def test_user_error_in_the_process_is_one_line(home, tiny_recipe_file, tmp_path)
     overlays = [*PROCESS, f"tasks.train=[{{file: '{traces}'}}]"]
     with pytest.raises(UserError, match="line 2"):
         run(tiny_recipe_file, home, overlays, ["traces"])
-
-
-class KillOnce:
-    """Kills the step's process at its first sign of life."""
-
-    def __init__(self, number: int = signal.SIGKILL) -> None:
-        self.number, self.seen = number, []
-
-    def __call__(self, step, done, total, figures):
-        self.seen.append(done)
-        if len(self.seen) == 1:
-            (supervisor,) = [p for p in psutil.Process().children() if "supervisor" in " ".join(p.cmdline())]
-            for process in supervisor.children():
-                process.send_signal(self.number)
-
-
-def test_killed_step_is_retried_and_resumes(home, tiny_recipe_file):
-    kill = KillOnce()
-    with listeners.listening(kill):
-        assert run(tiny_recipe_file, home, [*PROCESS, *TRAINS], ["h1/h3"]) == ["h1/h3"]
-    assert kill.seen[-1] == 40
-    assert provenance(home, "h1/h3")["figures"]["tokens"] > 0
-
-
-def test_over_its_time_is_one_line_and_the_next_run_resumes(home, tiny_recipe_file):
-    limited = ["execution.steps={h1/h3: {launcher: process, timeout_s: 0.5}}"]
-    with pytest.raises(UserError, match=r"h1/h3 took longer than execution.timeout_s=0.5"):
-        run(tiny_recipe_file, home, [*limited, "h1.steps.h3.distill.steps=3"], ["h1/h3"])
-    assert not [p for p in psutil.Process().children() if "supervisor" in " ".join(p.cmdline())]
-    assert run(tiny_recipe_file, home, ["h1.steps.h3.distill.steps=3"], ["h1/h3"]) == ["h1/h3"]
 
 
 def test_two_processes_train_what_one_trains(home, world, tiny_recipe_file, tmp_path, monkeypatch):

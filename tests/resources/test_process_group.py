@@ -1,5 +1,6 @@
 """Whatever a step started ends with it: on request, with the asker's death, and out of a session of its own."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -136,3 +137,16 @@ def test_killed_supervisor_takes_the_step_with_it(tmp_path):
             time.sleep(0.05)
         os.kill(group.pid, signal.SIGKILL)
         assert gone([int(note.read_text())], 5)
+
+
+def test_inherited_files_stay_open_until_all_has_ended(tmp_path):
+    """A lease is a lock on one of them: a device must not be free while the step that used it is still being ended."""
+    handle = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    other = os.open(tmp_path / "lock", os.O_RDWR)
+    with ProcessGroup([sys.executable, "-c", "import time; time.sleep(60)"], os.environ, [handle]):
+        os.close(handle)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
