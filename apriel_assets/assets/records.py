@@ -1,13 +1,17 @@
 """What Dagster has recorded of many assets at once: a few queries, however many partitions there are."""
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
 
 import dagster as dg
-from dagster._core.storage.event_log.base import EventRecordsFilter
+from dagster._core.event_api import EventRecordsFilter
 
 Materializations = dict[tuple[str, str | None], dg.EventLogRecord]
 
 CHUNK = 500  # ids in one query; SQLite limits the variables of a statement
+KEPT = 20_000  # records that a process keeps
+
+_known: MutableMapping[dg.DagsterInstance, dict[int, dg.EventLogRecord]] = weakref.WeakKeyDictionary()
 
 
 def asset_key(asset: str) -> dg.AssetKey:
@@ -51,13 +55,20 @@ def latest_materializations(
 
 
 def _by_storage_id(instance: dg.DagsterInstance, ids: Sequence[int]) -> list[dg.EventLogRecord]:
-    found: list[dg.EventLogRecord] = []
-    for start in range(0, len(ids), CHUNK):
+    # Records never change. A run plans many times, and to read them again would be most of a plan's time.
+    known = _known.setdefault(instance, {})
+    missing = [storage_id for storage_id in ids if storage_id not in known]
+    if len(known) + len(missing) > KEPT:
+        known.clear()
+        missing = list(ids)
+    for start in range(0, len(missing), CHUNK):
         wanted = EventRecordsFilter(
-            event_type=dg.DagsterEventType.ASSET_MATERIALIZATION, storage_ids=ids[start : start + CHUNK]
+            event_type=dg.DagsterEventType.ASSET_MATERIALIZATION, storage_ids=missing[start : start + CHUNK]
         )
-        found.extend(instance.event_log_storage.get_event_records(wanted))
-    return found
+        known.update(
+            (record.storage_id, record) for record in instance.event_log_storage.get_event_records(wanted)
+        )
+    return [known[storage_id] for storage_id in ids if storage_id in known]
 
 
 def recorded_address(record: dg.EventLogRecord | None) -> str | None:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from written import artifacts_written, files_of, last_event, materialized, rows_written
 
 from apriel_assets.workspace import open_workspace
 
@@ -34,21 +35,28 @@ def home(world, tmp_path):
 
 
 @pytest.mark.parametrize("edit", EDITS)
+def test_edit_announces_exactly_its_dependents(edit, world, tiny_recipe_file):
+    overlays, expected = EDITS[edit]
+    with open_workspace(str(tiny_recipe_file), world, overlays) as workspace:
+        plan = workspace.plan()
+    assert {row.asset for row in plan.rows} | set(plan.downstream) == expected
+
+
+@pytest.mark.parametrize("edit", ["nothing", "last step's distillation", "append a step"])
 def test_edit_rebuilds_exactly_its_dependents(edit, home, tiny_recipe_file):
     overlays, expected = EDITS[edit]
     with open_workspace(str(tiny_recipe_file), home, overlays, write=True) as workspace:
-        plan = workspace.plan()
-        before = set(home.glob("artifacts/**/provenance.json"))
-        assert {row.asset for row in plan.rows} | set(plan.downstream) == expected
-        ran = {row.asset for row in workspace.run()}
-        assert ran == expected
-        assert workspace.plan().rows == ()
+        before, since = files_of(home), last_event(workspace.instance)
+        ran = workspace.run()
+        assert {row.asset for row in ran} == expected
+        assert artifacts_written(home, before) == expected
+        assert rows_written(home, before, workspace.assets.values()) == {
+            key for key in expected if any(home.glob(f"artifacts/{key}/*/tables"))
+        }
+        assert sorted(materialized(workspace.instance, since)) == sorted(row.place for row in ran)
+        before, since = files_of(home), last_event(workspace.instance)
         assert workspace.run() == []
-    written = {
-        path.relative_to(home / "artifacts").parts for path in home.glob("artifacts/**/provenance.json")
-    }
-    old = {path.relative_to(home / "artifacts").parts for path in before}
-    assert {"/".join(parts[:-2]) for parts in written - old} == ran
+        assert (files_of(home), materialized(workspace.instance, since)) == (before, [])
 
 
 def test_adding_an_eval_task_runs_that_task_alone(home, tiny_recipe_file):
@@ -71,13 +79,28 @@ def test_reformatting_the_recipe_rebuilds_nothing(home, tiny_recipe_file, tmp_pa
         assert workspace.plan().rows == ()
 
 
-def test_undoing_an_edit_builds_nothing_again(home, tiny_recipe_file):
-    for overlays in (["h1.merge.weight=0.25"], []):
-        with open_workspace(str(tiny_recipe_file), home, overlays, write=True) as workspace:
-            workspace.run()
-        if overlays:
-            built = set(home.glob("artifacts/**/provenance.json"))
-    assert set(home.glob("artifacts/**/provenance.json")) == built
+def test_chained_edits_and_their_reversal(home, tiny_recipe_file):
+    """Each edit rebuilds what depends on it; going back builds nothing, and the rows are the old ones."""
+    expected = {"h1/merge", *measured("merge"), *RESULTS}
+    with open_workspace(str(tiny_recipe_file), home) as workspace:
+        rows = {name: workspace.lake.read(name, "tiny") for name in ("evals", "leaderboard")}
+    for weight in (0.25, 0.75):
+        before = files_of(home)
+        with open_workspace(
+            str(tiny_recipe_file), home, [f"h1.merge.weight={weight}"], write=True
+        ) as workspace:
+            assert {row.asset for row in workspace.run()} == expected
+            assert artifacts_written(home, before) == expected
+    before = files_of(home)
+    with open_workspace(str(tiny_recipe_file), home, write=True) as workspace:
+        plan = workspace.plan()
+        assert {row.asset: row.expected_from for row in plan.rows} == {"h1/merge": "stored"}
+        assert plan.as_json()["downstream_totals"] == {"seconds": 0, "gpu_seconds": 0, "unknown": 0}
+        assert {row.asset for row in workspace.run()} == expected
+        assert artifacts_written(home, before) == set()
+        assert workspace.plan().rows == ()
+        for name, old in rows.items():
+            assert workspace.lake.read(name, "tiny").sort_by("version").equals(old.sort_by("version"))
 
 
 def test_plan_names_the_changed_key_and_the_time_it_took(home, tiny_recipe_file):
@@ -89,16 +112,23 @@ def test_plan_names_the_changed_key_and_the_time_it_took(home, tiny_recipe_file)
     assert row.seconds > 0
 
 
-@pytest.mark.parametrize("harm", ["delete", "truncate"])
+@pytest.mark.parametrize("harm", ["delete", "truncate", "flip", "flip a table"])
 def test_damaged_artifact_is_rebuilt(harm, home, tiny_recipe_file):
     (weights,) = (home / "artifacts" / "h1" / "merge").glob("*/checkpoint/model.safetensors")
+    (table,) = (home / "artifacts" / "h1" / "merge").glob("*/tables/checkpoints.parquet")
     if harm == "delete":
         shutil.rmtree(weights.parent.parent)
-    else:
+    elif harm == "truncate":
         weights.write_bytes(weights.read_bytes()[:-5])
+    else:
+        path = weights if harm == "flip" else table
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    before = files_of(home)
     with open_workspace(str(tiny_recipe_file), home, write=True) as workspace:
         (row,) = workspace.plan().rows
         assert (row.asset, "missing or damaged" in row.reason) == ("h1/merge", True)
         assert [row.asset for row in workspace.run()] == ["h1/merge"]
+        assert artifacts_written(home, before) == {"h1/merge"}
         assert workspace.plan().rows == ()
-    assert weights.stat().st_size > 0
