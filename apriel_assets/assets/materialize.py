@@ -31,9 +31,7 @@ def latest_address(instance: dg.DagsterInstance, asset: str, partition: str | No
     return str(value.value) if value else None
 
 
-def to_dagster(
-    plan: AssetPlan, owners: Sequence[str] = (), pool: str | None = None
-) -> dg.AssetsDefinition:
+def to_dagster(plan: AssetPlan, owners: Sequence[str] = (), pool: str | None = None) -> dg.AssetsDefinition:
     """Turn an asset plan into a Dagster asset.
 
     Args:
