@@ -40,9 +40,8 @@ class Job:
     partition: str | None
     progress: Progress
     started: float  # time.monotonic() when the build began
-    is_recorded: bool = (
-        True  # False in all but one of the processes of a distributed build: its draft is thrown away
-    )
+    # False in all but one of the processes of a distributed build: its draft is thrown away.
+    is_recorded: bool = True
 
     def input(self, asset: str) -> Artifact:
         """Return the artifact of an upstream asset of which one is read: it has no partitions, or one of them."""
