@@ -15,6 +15,10 @@ SIZES = {"hidden_size": 128, "head_dim": 64, "num_attention_heads": 4, "num_key_
 PLACEMENTS = (("fa", "fa", "fa"), ("swa", "gdn", "mamba"), ("kda", "fa", "kda"))
 
 
+def relative(mine, theirs):
+    return ((mine.float() - theirs.float()).norm() / theirs.float().norm()).item()
+
+
 @pytest.mark.parametrize("kind", TEACHERS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -23,12 +27,14 @@ def test_replayed_logits_are_those_of_the_models_forward(kind, placement, dtype)
     model, ids = make_hybrid(placement, kind, **SIZES), random_ids(2, 40).cuda()
     expected = model.cuda()(ids, use_cache=False).logits  # fp32
     model = model.to(dtype)
+    own = relative(
+        model(ids, use_cache=False).logits[:, 8:], expected[:, 8:]
+    )  # what rounding does to any form
     runner = DecodeRunner(model, batch_size=2, capacity=40)
     runner.prefill(ids[:, :8].tolist())
-    for position in range(8, 40):
-        logits = runner.step(ids[:, position])
-        error = (logits.float() - expected[:, position]).norm() / expected[:, position].norm()
-        assert error < (5e-3 if dtype == torch.float32 else 5e-2), (position, error)
+    logits = torch.stack([runner.step(ids[:, position]).clone() for position in range(8, 40)], dim=1)
+    # fp32: products of attention run in tf32, which keeps 11 bits
+    assert relative(logits, expected[:, 8:]) < 5e-3 + 1.5 * own
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -87,6 +87,19 @@ def find_library(library: KernelLibrary) -> str | None:
 
 
 @cache
+def gdn_trains_by_kda_kernels() -> bool:
+    """Whether GDN's backward pass has to take KDA's kernels, its decay repeated for every channel.
+
+    Under Triton 3.4 to 3.7.0 flash-linear-attention refuses its GDN backward on Hopper GPUs unless tilelang is there:
+    the compiler gets one kernel wrong (its issue 640). KDA's kernels do not contain it.
+    """
+    if torch.cuda.get_device_capability()[0] != 9 or find_spec("tilelang") is not None:
+        return False
+    version = importlib.metadata.version("triton").split("+")[0].split(".")[:3]
+    return (3, 4, 0) <= tuple(int(part) for part in version) < (3, 7, 1)
+
+
+@cache
 def _warn_missing(library: KernelLibrary) -> None:
     logger.warning(
         "%s is not installed: %s run their plain torch form on this GPU, several times slower (docs/kernels.md); "
@@ -109,7 +122,8 @@ def kernels_in_use(options: Mapping[str, Any], device: torch.device, dtype: torc
     for mixer, config in options.items():
         choice = getattr(config, "kernel", "auto")
         if mixer in ("gdn", "kda") and use_library(FLA, choice, device, dtype in HALF):
-            found[mixer] = f"fla {find_library(FLA)}"
+            by_kda = mixer == "gdn" and gdn_trains_by_kda_kernels()
+            found[mixer] = f"fla {find_library(FLA)}" + (", trained by KDA's kernels" if by_kda else "")
         elif mixer == "mamba" and use_library(MAMBA_SSM, choice, device):
             found[mixer] = f"mamba_ssm {find_library(MAMBA_SSM)}"
         else:

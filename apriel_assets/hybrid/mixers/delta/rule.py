@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from apriel_assets.hybrid.mixers.delta.chunked import delta_rule_chunked
-from apriel_assets.hybrid.mixers.kernels import FLA, HALF, use_library
+from apriel_assets.hybrid.mixers.kernels import FLA, HALF, gdn_trains_by_kda_kernels, use_library
 
 Rule = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
@@ -51,6 +51,8 @@ def delta_rule_fla(
 
     # Their recurrent kernels have no backward pass.
     stepping = v.shape[1] == 1 and not torch.is_grad_enabled()
+    if log_decay.shape[-1] == 1 and torch.is_grad_enabled() and gdn_trains_by_kda_kernels():
+        log_decay = log_decay.expand_as(k)
     if log_decay.shape[-1] > 1:
         kernel = kda.fused_recurrent_kda if stepping else kda.chunk_kda
     else:
