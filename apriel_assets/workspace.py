@@ -114,5 +114,5 @@ def open_workspace(
     with run_lock(path) if write else nullcontext(), open_instance(path) as instance:
         assets = plan_assets(loaded)
         yield Workspace(
-            recipe=loaded, home=path, instance=instance, assets=assets, defs=build_defs(loaded, path)
+            recipe=loaded, home=path, instance=instance, assets=assets, defs=build_defs(loaded, path, assets)
         )

@@ -79,7 +79,8 @@ def test_edit_of_h2_runs_what_it_announced(edit, home, tiny_recipe_file):
         rows = workspace.run()
         ran = {row.asset for row in rows}
         assert certain <= ran <= announced
-        assert artifacts_written(home, before) == ran
+        # What turned out as before was recorded again, and not built: finalists may be the same after another search.
+        assert certain <= artifacts_written(home, before) <= ran
         assert rows_written(home, before, workspace.assets.values()) <= ran
         assert sorted(materialized(workspace.instance, since)) == sorted(row.place for row in rows)
         assert workspace.plan().rows == ()
