@@ -35,6 +35,19 @@ def relative(mine, theirs):
     return ((mine.float() - theirs.float()).norm() / theirs.float().norm().clamp_min(1e-12)).item()
 
 
+def padded_pass(mixer, kernel, dtype):
+    """Return logits at real tokens and the mixers' gradients of a left-padded batch."""
+    model = make_hybrid(mixer, kernel, dtype)
+    ids = random_ids(2, 70).to(GPU)
+    mask = torch.ones_like(ids)
+    mask[1, :9] = 0
+    weights = torch.randn(2, 70, 61, generator=torch.Generator().manual_seed(0)).to(GPU) * mask[..., None]
+    logits = model(ids, attention_mask=mask, use_cache=False).logits.float() * mask[..., None]
+    (logits * weights).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if f".{mixer}." in name}
+    return {"logits": logits.detach(), **gradients}
+
+
 @pytest.mark.gpu
 @NEEDS_GPU
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -42,21 +55,12 @@ def relative(mine, theirs):
 def test_logits_and_gradients_with_left_padding(mixer, dtype):
     pytest.importorskip("fla")
     pytest.importorskip("mamba_ssm")
-    models = [make_hybrid(mixer, kernel, dtype) for kernel in ("auto", "torch")]
-    ids = random_ids(2, 70).to(GPU)
-    mask = torch.ones_like(ids)
-    mask[1, :9] = 0
-    weights = torch.randn(2, 70, 61, generator=torch.Generator().manual_seed(0)).to(GPU) * mask[..., None]
-    outputs, gradients = [], []
-    for model in models:
-        logits = model(ids, attention_mask=mask, use_cache=False).logits.float()
-        (logits * weights).sum().backward()
-        outputs.append(logits * mask[..., None])
-        gradients.append({name: p.grad for name, p in model.named_parameters() if f".{mixer}." in name})
-    most = 3e-2 if dtype == torch.bfloat16 else 1e-3
-    assert relative(*outputs) < most
-    for name, gradient in gradients[0].items():
-        assert relative(gradient, gradients[1][name]) < 3 * most, name
+    exact = padded_pass(mixer, "torch", torch.float32)
+    found, plain = (padded_pass(mixer, kernel, dtype) for kernel in ("auto", "torch"))
+    least = 3e-2 if dtype == torch.bfloat16 else 1e-3
+    for name, value in exact.items():
+        # Gradients of decay and gates are sums that nearly cancel: bf16 costs either form much of them.
+        assert relative(found[name], value) < least + 2 * relative(plain[name], value), name
 
 
 @pytest.mark.gpu
