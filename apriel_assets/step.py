@@ -55,7 +55,7 @@ def _carry_out(order: StepOrder, recipe: Path, rank: int, progress: Progress) ->
     plan = all_assets(load_recipe(str(recipe)))[order.asset]
     if plan.code_version != order.code_version:
         raise UserError(f"a file that {order.asset} reads was changed while it was started; run again")
-    home = Path(order.home)
+    home, processes = Path(order.home), _met_others()
     with TemporaryDirectory(dir=order.directory) as scratch:
         draft = Draft(path=Path(order.draft) if rank == 0 else Path(scratch))
         build_artifact(
@@ -73,8 +73,20 @@ def _carry_out(order: StepOrder, recipe: Path, rank: int, progress: Progress) ->
         state="done",
         figures=draft.figures,
         data_version=draft.data_version,
-        environment=environment() if rank == 0 else {},
+        environment={"processes": processes, **environment()} if rank == 0 else {},
     )
+
+
+def _met_others() -> int:
+    """Return how many processes build together, once they have found each other."""
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if expected > 1:
+        from accelerate import Accelerator
+
+        found = Accelerator().num_processes
+        # Each would train alone and write over the others.
+        assert found == expected, f"{expected} processes were started, and {found} train together"
+    return expected
 
 
 def _write_tables(draft: Draft) -> None:

@@ -57,6 +57,11 @@ def visible_devices() -> tuple[str, ...]:
     return tuple(found for name in allowed.split(",") if (found := _by_name(name.strip(), uuids)))
 
 
+def has_gpus() -> bool:
+    """Tell whether this process may use a GPU; those that APRIEL_FAKE_GPUS stands for are none."""
+    return not os.environ.get("APRIEL_FAKE_GPUS") and bool(visible_devices())
+
+
 def _by_name(name: str, uuids: tuple[str, ...]) -> str | None:
     if name.isdecimal():
         return uuids[int(name)] if int(name) < len(uuids) else None

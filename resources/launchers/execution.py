@@ -22,7 +22,7 @@ from resources.launchers.config import ACCELERATE, INLINE, ExecutionConfig, Step
 from resources.launchers.failures import StepError, TransientStepError, failure
 from resources.launchers.order import Outcome, StepOrder, forget_outcomes, placed, read_outcomes
 from resources.launchers.process_group import ProcessGroup
-from resources.leases import Lease, leased
+from resources.leases import Lease, has_gpus, leased
 from resources.provenance import environment
 
 STEP_MODULE = "apriel_assets.step"
@@ -63,7 +63,7 @@ class Execution:
         if how.launcher == INLINE:
             inline()
             draft.figures.setdefault("gpu_seconds", 0.0)
-            return {"launcher": INLINE, "devices": [], **environment()}
+            return {"launcher": INLINE, "devices": [], "processes": 1, **environment()}
 
         def waiting(holders: str) -> None:
             context.log.info("%s: waits for %d GPUs; %s", order.step, how.gpus, holders)
@@ -111,7 +111,7 @@ def _attempt(
 ) -> Outcome:
     forget_outcomes(order)
     with _pipes_session(context) as session:
-        variables = {**os.environ, **lease.environment, **session.get_bootstrap_env_vars()}
+        variables = {**_environment(how, lease), **session.get_bootstrap_env_vars()}
         with ProcessGroup(_command(how, file), variables, lease.handles) as group:
             context.log.info("%s: %s, process %d", order.step, how.launcher, group.pid)
             code = _wait(group, session, order, how, progress)
@@ -134,6 +134,12 @@ def _pipes_session(context: dg.AssetExecutionContext) -> Iterator[PipesSession]:
             )
             opened = stack.enter_context(session)
         yield opened
+
+
+def _environment(how: StepExecution, lease: Lease) -> dict[str, str]:
+    # Without being told, processes of accelerate that find no GPU do not find each other either: each trains alone.
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if how.launcher == ACCELERATE and not has_gpus() else {}
+    return {**os.environ, **lease.environment, **on_cpu}
 
 
 def _command(how: StepExecution, file: Path) -> list[str]:

@@ -87,7 +87,8 @@ def test_two_processes_train_what_one_trains(home, world, tiny_recipe_file, tmp_
     run(tiny_recipe_file, alone, overlays, ["h1/h3"])
     two = ["execution.steps={h1/h3: {launcher: accelerate, gpus: 2, processes: 2, retries: 0}}"]
     run(tiny_recipe_file, home, [*overlays, *two], ["h1/h3"])
-    assert provenance(home, "h1/h3")["launcher"] == "accelerate"
+    own = provenance(home, "h1/h3")
+    assert (own["launcher"], own["processes"]) == ("accelerate", 2)
     weights = [load_file(newest(place, "h1/h3") / "checkpoint/model.safetensors") for place in (home, alone)]
     for name, own in weights[0].items():
         torch.testing.assert_close(own, weights[1][name], rtol=1e-4, atol=1e-5)
