@@ -54,22 +54,36 @@ def reconcile_sensor(what: Reconciling, settings: AutomationSection) -> dg.Senso
         past = PastRequests(
             context.instance, NAME, Retries(settings.retries, settings.retry_wait_s), time.time()
         )
-        found, reasons = due_requests(what.assets, what.plan(context.instance), context.instance, past)
+        # Before the plan: a run that ends while it is made must not look as if nobody had ever worked on its assets.
+        busy = assets_in_flight(context.instance)
+        plan = what.plan(context.instance)
+        found, reasons = due_requests(what.assets, plan, context.instance, past, busy)
         return found or dg.SkipReason(_summary(reasons))
 
     return reconcile
 
 
 def due_requests(
-    assets: Mapping[str, AssetPlan], plan: Plan, instance: dg.DagsterInstance, past: PastRequests
+    assets: Mapping[str, AssetPlan],
+    plan: Plan,
+    instance: dg.DagsterInstance,
+    past: PastRequests,
+    busy: Mapping[str | None, str],
 ) -> tuple[list[dg.RunRequest], list[str]]:
     """Return what to ask for now, and why the rest of the plan is not asked for.
 
     First attempts run together, as `apriel run` has them; after a failure each row runs alone, so that one that takes
     its process down does not keep back the others.
+
+    Args:
+        assets: the recipe's assets by key.
+        plan: as it is now.
+        instance: Dagster's records.
+        past: what was asked for before, read before the plan was made.
+        busy: run that works on each asset, likewise.
     """
     ready = [row for batch in frontier(assets, plan) for row in batch.rows]
-    busy, reasons = assets_in_flight(instance), []
+    reasons: list[str] = []
     wanted = _wanted(assets, ready, instance)
     first: list[PlanRow] = []
     found: list[dg.RunRequest] = []

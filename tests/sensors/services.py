@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+from resources.launchers.supervisor import die_with_parent
+
 LOCATION = "apriel_assets"
 DAEMON = Path(__file__).with_name("quick_daemon.py")
 
@@ -75,6 +77,7 @@ class Services:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
                 cwd=Path(__file__).parent.parent.parent,
             )
 

@@ -78,6 +78,28 @@ def test_no_request_while_a_run_of_it_or_of_what_it_needs_is_under_way(locate, s
     assert len(location.look(SENSOR).run_requests) == 1
 
 
+def test_a_run_that_ends_while_the_plan_is_made_is_not_asked_for_again(locate, steady, monkeypatch):
+    from dagster._core.test_utils import create_run_for_test
+
+    from apriel_assets import definitions
+
+    location = locate(EDIT)
+    run = create_run_for_test(
+        location.instance,
+        status=dg.DagsterRunStatus.STARTED,
+        asset_selection=frozenset({dg.AssetKey(["h1", "merge"])}),
+    )
+    make_plan = definitions.make_plan
+
+    def slow_plan(*given):
+        plan = make_plan(*given)
+        location.instance.report_run_canceled(run)
+        return plan
+
+    monkeypatch.setattr(definitions, "make_plan", slow_plan)
+    assert location.look(SENSOR).skip_message == f"h1/merge: waits for run {run.run_id[:8]}"
+
+
 def test_bad_input_is_reported_not_repeated(locate, steady, monkeypatch):
     from apriel_assets.assets import h1, h1_builders
     from apriel_assets.errors import UserError
