@@ -29,7 +29,9 @@ class KernelLibrary:
     without: str  # what its absence costs, measured on an H100 (docs/kernels.md)
 
 
-FLA = KernelLibrary("fla", "flash-linear-attention", (0, 5), "training takes GDN and KDA 30 to 40 times as long")
+FLA = KernelLibrary(
+    "fla", "flash-linear-attention", (0, 5), "training takes GDN and KDA 30 to 40 times as long"
+)
 MAMBA_SSM = KernelLibrary("mamba_ssm", "mamba-ssm", (2, 2), "training takes Mamba over 100 times as long")
 
 
