@@ -74,3 +74,13 @@ def record_checkpoint(
         job.draft.tables["training"] = curve
     shown = {"tokens": tokens, "loss_nats": row["loss_nats"], "num_replaced": rows[0]["num_replaced"]}
     job.draft.figures |= {key: value for key, value in shown.items() if value is not None}
+    job.draft.figures |= _kernels(model)
+
+
+def _kernels(model: "HybridForCausalLM") -> dict[str, str]:
+    """Return what computed each mixer in training, as figures of provenance."""
+    from apriel_assets.hybrid.mixers.kernels import kernels_in_use
+
+    held = {name: bank.options[name] for bank in model.banks for name in bank.options}
+    found = kernels_in_use(held, model.device, model.dtype)
+    return {f"kernel_{mixer}": kernel for mixer, kernel in found.items()}
