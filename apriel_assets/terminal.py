@@ -16,7 +16,7 @@ from rich.text import Text
 
 from apriel_assets.errors import UserError
 from apriel_assets.planning.plan import Plan, Totals
-from apriel_assets.workspace import Workspace
+from apriel_assets.workspace import REPORT, Workspace
 from resources import listeners
 
 
@@ -166,6 +166,8 @@ def print_outcome(workspace: Workspace, num_run: int) -> None:
     for line in audit_lines(tables):
         console.print(Text(line))
     console.print(f"{num_run} assets and partitions were run." if num_run else "Up to date: nothing was run.")
-    console.print(Text(f"Report   {workspace.write_report()}"))
+    # To draw the page again takes seconds, longer than all else where nothing was run.
+    kept = not num_run and workspace.report_is_current()
+    console.print(Text(f"Report   {workspace.home / REPORT if kept else workspace.write_report()}"))
     console.print(Text(f"UI       APRIEL_HOME={workspace.home} make ui, then http://127.0.0.1:3000"))
     console.print(Text(f'SQL      apriel query "from evals limit 5" --home {workspace.home}'))

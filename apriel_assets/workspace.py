@@ -85,6 +85,15 @@ class Workspace:
             on_plan=on_plan,
         )
 
+    def report_is_current(self) -> bool:
+        """Tell whether the report page is this recipe's and newer than all of its tables."""
+        page = self.home / REPORT
+        if not page.is_file() or f"<title>{self.recipe.name}:" not in page.read_text()[:2000]:
+            return False
+        written = page.stat().st_mtime_ns
+        tables = self.home.glob(f"lake/*/{self.recipe.name}/*.parquet")
+        return all(path.stat().st_mtime_ns < written for path in tables)
+
     def write_report(self) -> Path:
         """Write the report page from what the lake holds now; return its path."""
         from apriel_assets.reporting.report import render_report

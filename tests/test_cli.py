@@ -40,6 +40,17 @@ def test_second_run_does_nothing(apriel, home, tiny_recipe_file):
     assert (code, json.loads(out)["ran"]) == (0, [])
 
 
+def test_run_that_does_nothing_keeps_the_page_unless_a_table_is_newer(apriel, home, tiny_recipe_file):
+    def run(*more):
+        assert apriel("run", "--recipe", tiny_recipe_file, "--home", home, *more)[0] == 0
+        return (home / "report.html").stat().st_mtime_ns
+
+    written = run()
+    assert run() == written
+    os.utime(next(home.glob("lake/evals/tiny/*.parquet")))
+    assert run() > written
+
+
 def test_plan_is_empty_when_up_to_date_and_full_on_an_empty_home(apriel, home, tiny_recipe_file, tmp_path):
     code, out, _ = apriel("plan", "--recipe", tiny_recipe_file, "--home", home, "--json")
     nothing = {"seconds": 0, "gpu_seconds": 0, "unknown": 0}
