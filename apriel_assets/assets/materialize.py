@@ -17,20 +17,6 @@ from resources.home import Home
 from resources.launchers.execution import Execution
 
 
-def latest_address(instance: dg.DagsterInstance, asset: str, partition: str | None) -> str | None:
-    """Return the address recorded by the last materialization of an asset (partition), or None."""
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(
-            asset_key=dg.AssetKey(asset.split("/")), asset_partitions=[partition] if partition else None
-        ),
-        limit=1,
-    ).records
-    if not records or records[0].asset_materialization is None:
-        return None
-    value = records[0].asset_materialization.metadata.get("address")
-    return str(value.value) if value else None
-
-
 def to_dagster(plan: AssetPlan, owners: Sequence[str] = (), pool: str | None = None) -> dg.AssetsDefinition:
     """Turn an asset plan into a Dagster asset.
 
