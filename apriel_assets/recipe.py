@@ -66,7 +66,9 @@ class Recipe(Section):
             if self.release != ReleaseSection():
                 raise ValueError("release needs search: it ships the placements that were found")
             if self.automation.generation is not None:
-                raise ValueError("automation.generation needs search: it generates from placements that were found")
+                raise ValueError(
+                    "automation.generation needs search: it generates from placements that were found"
+                )
             return self
         if self.supernet is None:
             raise ValueError("search needs supernet: it searches the mixers that the supernet holds")

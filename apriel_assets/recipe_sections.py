@@ -132,7 +132,9 @@ class EvalsSection(Section):
     @model_validator(mode="after")
     def _check(self) -> "EvalsSection":
         if self.cron is not None and not is_cron(self.cron):
-            raise ValueError(f'cron {self.cron!r} is no cron schedule; write e.g. "0 3 * * *", daily at 3:00 UTC')
+            raise ValueError(
+                f'cron {self.cron!r} is no cron schedule; write e.g. "0 3 * * *", daily at 3:00 UTC'
+            )
         names = [task.task for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"two of the tasks have one name: {', '.join(names)}; give one of them a label")

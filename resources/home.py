@@ -120,8 +120,12 @@ def open_instance(path: Path) -> dg.DagsterInstance:
         if config.read_bytes() == DAGSTER_YAML.encode():
             raise  # not the user's doing
         reason = " ".join(str(error.__cause__ or error).split())
-        reason = reason.partition("Error 1: ")[2] or reason  # what stands before it names Dagster's own objects
-        raise UserError(f"{config} cannot be used: {textwrap.shorten(reason, 300)}; see docs/deployment.md") from error
+        reason = (
+            reason.partition("Error 1: ")[2] or reason
+        )  # what stands before it names Dagster's own objects
+        raise UserError(
+            f"{config} cannot be used: {textwrap.shorten(reason, 300)}; see docs/deployment.md"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -81,7 +81,10 @@ TABLES: dict[str, TableSpec] = {
     },
     "checkpoints": {
         "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
-        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka, release or dropped"),
+        "kind": (
+            _TEXT,
+            "teacher, progressive, sft, merge, supernet, placement, matryoshka, release or dropped",
+        ),
         "parent": (_TEXT, "checkpoint it started from (null for the teacher)"),
         "placement": (pa.list_(pa.string()), "mixer of each layer, first layer first"),
         "num_replaced": (_INT, "layers without full attention"),
@@ -226,7 +229,10 @@ TABLES: dict[str, TableSpec] = {
     },
     "leaderboard": {
         "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
-        "kind": (_TEXT, "teacher, progressive, sft, merge, supernet, placement, matryoshka, release or dropped"),
+        "kind": (
+            _TEXT,
+            "teacher, progressive, sft, merge, supernet, placement, matryoshka, release or dropped",
+        ),
         "num_replaced": (_INT, "layers without full attention"),
         "num_tasks": (_INT, "tasks that the accuracy is the mean of"),
         "accuracy": (_FLOAT, "mean over tasks of the generated accuracy"),
