@@ -13,8 +13,10 @@ import yaml
 from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext, DefinitionsLoadType
 
 from apriel_assets.assets.asset_plan import AssetPlan
+from apriel_assets.assets.task_keys import file_digests
 from apriel_assets.errors import UserError
-from apriel_assets.recipe import Recipe, load_recipe
+from apriel_assets.recipe import Recipe, load_recipe, recipe_path
+from resources.artifact_store import digest
 from resources.atomic import replaced_file
 
 Resolve = Callable[[Recipe], Mapping[str, AssetPlan]]
@@ -31,6 +33,7 @@ class LoadedRecipe:
     assets: Mapping[str, AssetPlan]
     source: str  # file, or name of a shipped recipe
     problem: str | None = None  # why this is not the source as it is, but the last one that loaded; one line
+    files: str | None = None  # hash of the source and of the task files that it names, when it was loaded
 
     @property
     def content(self) -> str:
@@ -43,6 +46,9 @@ class LoadedRecipe:
 
     def problem_now(self, resolve: Resolve) -> str | None:
         """Return why the source does not load, or that it is another recipe by now; None: it is what is loaded."""
+        # Asked at every look of a sensor: making all assets of a long recipe takes a while.
+        if self.files is not None and _files(self.source, self.recipe) == self.files:
+            return None
         try:
             recipe = load_recipe(self.source)
             assets = resolve(recipe)
@@ -67,7 +73,8 @@ def load_for_code_location(home: Path, resolve: Resolve) -> LoadedRecipe:
     last_good = home / "dagster" / "loaded_recipe.yaml"
     try:
         recipe = load_recipe(source)
-        loaded = LoadedRecipe(recipe=recipe, assets=resolve(recipe), source=source)
+        files = _files(source, recipe)
+        loaded = LoadedRecipe(recipe=recipe, assets=resolve(recipe), source=source, files=files)
     except UserError as error:
         return _last_good(last_good, resolve, source, error)
     with replaced_file(last_good) as temporary:
@@ -100,6 +107,15 @@ def _pinned_recipe() -> Recipe | None:
         return None
     content = context.reconstruction_metadata.get(_PINNED)
     return Recipe.model_validate_json(content) if content else None
+
+
+def _files(source: str, recipe: Recipe) -> str | None:
+    """Return a hash of the recipe's file and of the task files that it names, or None if one cannot be read."""
+    tasks = (*recipe.tasks.train, *recipe.tasks.heldout, *recipe.evals.tasks)
+    try:
+        return digest([recipe_path(source).read_text(encoding="utf-8"), file_digests(tasks)])
+    except (OSError, UnicodeDecodeError, UserError):
+        return None
 
 
 def _versions(assets: Mapping[str, AssetPlan]) -> dict[str, tuple]:

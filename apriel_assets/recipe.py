@@ -120,6 +120,12 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
+def recipe_path(name_or_path: str) -> Path:
+    """Return where a recipe would be read from, be it there or not."""
+    shipped = SHIPPED / f"{name_or_path}.yaml"
+    return shipped if shipped.is_file() else Path(name_or_path)
+
+
 def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
     """Read, overlay and check a recipe.
 
@@ -130,9 +136,7 @@ def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: not found, not YAML, unknown keys or bad values; one line that names the key.
     """
-    path = SHIPPED / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
+    path = recipe_path(name_or_path)
     if not path.is_file():
         raise UserError(
             f"recipe {name_or_path}: no such file or shipped recipe; shipped: {', '.join(shipped_recipes())}"

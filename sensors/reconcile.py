@@ -22,6 +22,7 @@ from sensors.requests import PastRequests, Retries, Wanted, assets_in_flight, ru
 NAME = "reconcile"
 _DATA_VERSION = "dagster/data_version"
 _SHOWN_REASONS = 5
+_IDLE_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Reconciling:
 def reconcile_sensor(what: Reconciling, settings: AutomationSection) -> dg.SensorDefinition:
     """Return the sensor; it runs from the start only if the recipe says so, else when switched on in the UI."""
     keys = [asset_key(key) for key in what.assets]
+    idle = _Idle()
 
     @dg.sensor(
         name=NAME,
@@ -51,16 +53,35 @@ def reconcile_sensor(what: Reconciling, settings: AutomationSection) -> dg.Senso
         if reason := what.not_now(context.instance):
             return dg.SkipReason(reason)
         what.tidy()
-        past = PastRequests(
-            context.instance, NAME, Retries(settings.retries, settings.retry_wait_s), time.time()
-        )
+        now, events = time.time(), context.instance.event_log_storage.get_maximum_record_id()
+        if idle.holds(events, now):
+            return dg.SkipReason(_summary(()))
+        past = PastRequests(context.instance, NAME, Retries(settings.retries, settings.retry_wait_s), now)
         # Before the plan: a run that ends while it is made must not look as if nobody had ever worked on its assets.
         busy = assets_in_flight(context.instance)
         plan = what.plan(context.instance)
+        if not plan.rows:
+            idle.since(events, now)
         found, reasons = due_requests(what.assets, plan, context.instance, past, busy)
         return found or dg.SkipReason(_summary(reasons))
 
     return reconcile
+
+
+class _Idle:
+    """Remembers that nothing was stale, so that a long plan is not made twice a minute while nothing happens."""
+
+    def __init__(self) -> None:
+        self._events: int | None = None
+        self._seen = float("-inf")
+
+    def since(self, events: int | None, now: float) -> None:
+        """Nothing was stale when this was the last event."""
+        self._events, self._seen = events, now
+
+    def holds(self, events: int | None, now: float) -> bool:
+        """Return whether nothing was recorded since; not for long, since damaged files record nothing."""
+        return events == self._events and now - self._seen < _IDLE_S
 
 
 def due_requests(

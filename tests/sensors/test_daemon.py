@@ -36,25 +36,25 @@ FOUND = {"finalists", "matryoshka", *measured("b90"), *RESULTS}
 EDITS = {
     "a comment": (lambda recipe: None, set(), set()),
     "append a step": (
-        lambda recipe: recipe["h1"].update(schedule=[1, 2]),
-        {"h1/probes/h2", "h1/h2", *measured("h2"), *RESULTS},
+        lambda recipe: recipe["h1"].update(schedule=[1, 4]),
+        {"h1/probes/h4", "h1/h4", *measured("h4"), *RESULTS},
         set(),
     ),
     "an eval task": (
         lambda recipe: recipe["evals"]["tasks"].append("copy"),
-        {*(f"evals/{name}" for name in ("teacher", "h1", "h2", "b90")), *RESULTS},
+        {*(f"evals/{name}" for name in ("teacher", "h1", "h4", "b90")), *RESULTS},
         set(),
     ),
     "beam width": (lambda recipe: recipe["search"].update(beam=3), {"placements"}, FOUND),
     "a budget": (
-        lambda recipe: recipe["search"]["budgets"].append(50.0),
-        {"allocations", "placements", "finalists", "matryoshka", *measured("b50"), *RESULTS},
+        lambda recipe: recipe["search"]["budgets"].append(70.0),
+        {"allocations", "placements", "finalists", "matryoshka", *measured("b70"), *RESULTS},
         set(),
     ),
     "a mixer more": (
         lambda recipe: recipe["supernet"]["mixers"].append("mamba"),
         {"supernet", "costs/mamba", "cost_model", "cost_check", "placements", "audit"},
-        {"allocations", *FOUND, *measured("b50")},
+        {"allocations", *FOUND, *measured("b70")},
     ),
 }
 
@@ -174,7 +174,7 @@ def test_edits_under_a_real_daemon(daemon_world, tiny_teacher):
             assert {part for asset, part in ran if asset.startswith("evals/")} == {"copy"}
         if name == "a budget":
             own = [place for place in ran if place[0] in ("allocations", "placements", "finalists")]
-            assert {part for _, part in own} == {"50"}
+            assert {part for _, part in own} == {"70"}
     built = world.built()
     check_all_taken_back(world, original, built)
     check_broken_recipe(world, original)

@@ -40,6 +40,27 @@ def test_nothing_stale_nothing_asked(locate, steady):
     assert (found.run_requests, found.skip_message) == ([], "everything is up to date")
 
 
+def test_while_nothing_happens_no_plan_is_made_until_files_may_be_damaged(locate, steady, monkeypatch, home):
+    import shutil
+
+    from apriel_assets import definitions
+    from sensors import reconcile
+
+    location, plans, make_plan = locate(), [], definitions.make_plan
+    monkeypatch.setattr(definitions, "make_plan", lambda *given: plans.append(given) or make_plan(*given))
+    for _ in range(3):
+        assert location.look(SENSOR).skip_message == "everything is up to date"
+    assert len(plans) == 1
+    shutil.rmtree(home / "artifacts" / "h1" / "merge")
+    monkeypatch.setattr(reconcile, "_IDLE_S", 0.0)
+    (request,) = location.look(SENSOR).run_requests
+    assert assets_of(request) == {"h1/merge"}
+    location.carry_out(request, SENSOR)
+    monkeypatch.setattr(reconcile, "_IDLE_S", 300.0)
+    assert location.look(SENSOR).skip_message == "everything is up to date"
+    assert len(plans) == 3  # something was recorded: looked at again at once
+
+
 def test_an_edit_is_rebuilt_frontier_by_frontier(locate, steady):
     asked = bring_up(locate(EDIT))
     steps = [set().union(*map(assets_of, requests)) for requests in asked]
