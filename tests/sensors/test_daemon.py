@@ -80,9 +80,16 @@ class World:
     def until_quiet(self):
         """Wait until the sensor has said twice, with nothing under way, that all is up to date."""
         since = time.time()
+
+        def all_well():
+            new = [run for run in self.instance.get_runs(limit=20) if run.run_id not in self._seen]
+            failed = [run.run_id for run in new if run.status.value == "FAILURE"]
+            assert not failed, f"{failed}\n{self.services.logs()}"
+            return all(run.is_finished for run in new)
+
         self.wait(
             lambda: (
-                all(run.is_finished for run in self.instance.get_runs(limit=20))
+                all_well()
                 and len(
                     [
                         tick

@@ -16,8 +16,11 @@ EDIT = "h1.merge.weight=0.25"
 def steady(monkeypatch):
     """A code location whose overlays count as its recipe file."""
     from apriel_assets.loaded_recipe import LoadedRecipe
+    from apriel_assets.reporting import report
 
     monkeypatch.setattr(LoadedRecipe, "problem_now", lambda self, resolve: None)
+    # Drawing takes seconds at every edit and has tests of its own.
+    monkeypatch.setattr(report, "render_report", lambda tables, recipe, provenance: f"<p>{recipe}</p>")
 
 
 def assets_of(request):
