@@ -134,7 +134,11 @@ def all_assets(recipe: Recipe) -> dict[str, AssetPlan]:
 
 
 def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
-    """Return what the UI and the daemon see: the recipe's assets, what automation adds, sensors and schedules."""
+    """Return what the UI and the daemon see: the recipe's assets, what automation adds, sensors and schedules.
+
+    Raises:
+        UserError: what the recipe asks for cannot be had.
+    """
     recipe, assets = loaded.recipe, loaded.assets
     added = automation_assets(recipe, assets)
     planned = build_defs(recipe, home, assets)
@@ -142,7 +146,7 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     places = [(key, partition) for key, own in assets.items() for partition in own.partition_keys]
 
     def problem() -> str | None:
-        return loaded.problem_now(plan_assets)
+        return loaded.problem_now(plan_assets, lambda now: code_location(now, home))
 
     def not_now(instance: dg.DagsterInstance) -> str | None:
         holder = run_lock_holder(home)
@@ -168,7 +172,9 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     # Dagster is pinned, so its note that this may still change says nothing to a user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        return dg.Definitions.merge(planned, joined, watch).with_reconstruction_metadata(loaded.pinned())
+        found = dg.Definitions.merge(planned, joined, watch).with_reconstruction_metadata(loaded.pinned())
+    found.get_repository_def()  # else what Dagster refuses would come out only after this was taken for good
+    return found
 
 
 def _sensors(
@@ -198,4 +204,4 @@ def defs() -> dg.Definitions:
     """Return the definitions of the recipe and home that the environment names."""
     home = find_home(None)
     prepare_home(home)
-    return code_location(load_for_code_location(home, plan_assets), home)
+    return load_for_code_location(home, plan_assets, lambda loaded: code_location(loaded, home))

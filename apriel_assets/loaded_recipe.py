@@ -4,10 +4,12 @@ What was loaded stays loaded, in every process: a run that the UI starts gets th
 became of the file meanwhile.
 """
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from dagster._core.definitions.definitions_load_context import DefinitionsLoadContext, DefinitionsLoadType
@@ -18,6 +20,8 @@ from apriel_assets.errors import UserError
 from apriel_assets.recipe import Recipe, load_recipe, recipe_path
 from resources.artifact_store import digest
 from resources.atomic import replaced_file
+
+logger = logging.getLogger(__name__)
 
 Resolve = Callable[[Recipe], Mapping[str, AssetPlan]]
 """Makes a recipe's assets; raises UserError if that cannot be done."""
@@ -44,56 +48,77 @@ class LoadedRecipe:
         """Return what Dagster hands to the processes that load the definitions again: runs."""
         return {_PINNED: self.recipe.model_dump_json()}
 
-    def problem_now(self, resolve: Resolve) -> str | None:
-        """Return why the source does not load, or that it is another recipe by now; None: it is what is loaded."""
+    def problem_now(self, resolve: Resolve, build: "Build") -> str | None:
+        """Return why the source does not load, or that it is another recipe by now; None: it is what is loaded.
+
+        Args:
+            resolve: makes its assets.
+            build: makes the code location, to see whether that fails.
+        """
         # Asked at every look of a sensor: making all assets of a long recipe takes a while.
-        if self.files is not None and _files(self.source, self.recipe) == self.files:
+        if self.files is not None and _files(_text(self.source), self.recipe) == self.files:
             return None
         try:
-            recipe = load_recipe(self.source)
-            assets = resolve(recipe)
-        except UserError as error:
+            now = _load(self.source, resolve)
+            if now.recipe == self.recipe and _versions(now.assets) == _versions(self.assets):
+                return None
+            build(now)
+        except Exception as error:
             return _does_not_load(error)
-        if recipe == self.recipe and _versions(assets) == _versions(self.assets):
-            return None
         return f"{self.source} has changed since it was loaded: reload the code location (Deployment, Reload)"
 
 
-def load_for_code_location(home: Path, resolve: Resolve) -> LoadedRecipe:
-    """Return the recipe to show: `APRIEL_RECIPE`, else the one that was last run in the home, else `quickstart`.
+Built = TypeVar("Built")
+Build = Callable[[LoadedRecipe], Built]
+"""Makes the code location of a recipe; raises whatever is wrong with it."""
 
-    In a run, the one that it was started from.
+
+def load_for_code_location(home: Path, resolve: Resolve, build: Build[Built]) -> Built:
+    """Return what is built of the recipe to show: `APRIEL_RECIPE`, else the home's last run, else `quickstart`.
+
+    In a run, the one that it was started from. One that fails on the way gives way to the last one that did not.
 
     Raises:
-        UserError: it does not load, and none did before.
+        Exception: what is wrong with it, if none was ever built before.
     """
     source = _source(home)
     if (pinned := _pinned_recipe()) is not None:
-        return LoadedRecipe(recipe=pinned, assets=resolve(pinned), source=source)
+        return build(LoadedRecipe(recipe=pinned, assets=resolve(pinned), source=source))
     last_good = home / "dagster" / "loaded_recipe.yaml"
     try:
-        recipe = load_recipe(source)
-        files = _files(source, recipe)
-        loaded = LoadedRecipe(recipe=recipe, assets=resolve(recipe), source=source, files=files)
-    except UserError as error:
-        return _last_good(last_good, resolve, source, error)
+        loaded = _load(source, resolve)
+        built = build(loaded)
+    except Exception as error:  # of any kind: whatever a recipe does, the assets must stay in the UI
+        return _last_good(last_good, resolve, build, source, error)
     with replaced_file(last_good) as temporary:
         temporary.write_text(loaded.content)
-    return loaded
+    return built
 
 
-def _last_good(path: Path, resolve: Resolve, source: str, error: UserError) -> LoadedRecipe:
+def _load(source: str, resolve: Resolve) -> LoadedRecipe:
+    # Read before it is loaded: what is edited in between is noticed at the next look.
+    text = _text(source)
+    recipe = load_recipe(source)
+    files = _files(text, recipe)
+    return LoadedRecipe(recipe=recipe, assets=resolve(recipe), source=source, files=files)
+
+
+def _last_good(path: Path, resolve: Resolve, build: Build[Built], source: str, error: Exception) -> Built:
+    if not isinstance(error, UserError):
+        logger.warning("%s does not load", source, exc_info=error)
     try:
         recipe = load_recipe(str(path))
-        assets = resolve(recipe)
-    except UserError:
+        problem = _does_not_load(error)
+        return build(LoadedRecipe(recipe=recipe, assets=resolve(recipe), source=source, problem=problem))
+    except Exception:
         # None did load yet, or that one has lost a file too: the newer problem is the one to mend.
         raise error from None
-    return LoadedRecipe(recipe=recipe, assets=assets, source=source, problem=_does_not_load(error))
 
 
-def _does_not_load(error: UserError) -> str:
-    return f"{error}; what is shown and run here is the last recipe that loaded: correct it and reload"
+def _does_not_load(error: Exception) -> str:
+    line = " ".join(str(error).split())
+    said = line if isinstance(error, UserError) else f"{type(error).__name__}: {line}"
+    return f"{said}; what is shown and run here is the last recipe that loaded: correct it and reload"
 
 
 def _source(home: Path) -> str:
@@ -109,12 +134,20 @@ def _pinned_recipe() -> Recipe | None:
     return Recipe.model_validate_json(content) if content else None
 
 
-def _files(source: str, recipe: Recipe) -> str | None:
-    """Return a hash of the recipe's file and of the task files that it names, or None if one cannot be read."""
+def _text(source: str) -> str | None:
+    """Return a recipe's file as it is now, or None if it cannot be read."""
+    try:
+        return recipe_path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _files(text: str | None, recipe: Recipe) -> str | None:
+    """Return a hash of a recipe's text and of the task files that it names, or None if one cannot be read."""
     tasks = (*recipe.tasks.train, *recipe.tasks.heldout, *recipe.evals.tasks)
     try:
-        return digest([recipe_path(source).read_text(encoding="utf-8"), file_digests(tasks)])
-    except (OSError, UnicodeDecodeError, UserError):
+        return None if text is None else digest([text, file_digests(tasks)])
+    except UserError:
         return None
 
 

@@ -35,8 +35,9 @@ from resources.launchers.config import ExecutionConfig
 SHIPPED = Path(__file__).parent / "recipes"
 
 
-# A team, or an e-mail address.
-Owner = Annotated[str, Field(pattern=r"^(team:[A-Za-z0-9_]+|[^@\s]+@[^@\s]+\.[^@\s]+)$")]
+# A team, or an e-mail address as Dagster has it (`is_valid_email` in dagster/_core/utils.py): it refuses all others.
+_EMAIL = r"\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Z|a-z]{2,7}\b"
+Owner = Annotated[str, Field(pattern=rf"^(team:[A-Za-z0-9_]+|{_EMAIL})$")]
 
 
 class Recipe(Section):

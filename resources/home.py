@@ -13,6 +13,7 @@ from pathlib import Path
 import dagster as dg
 
 from apriel_assets.errors import UserError
+from apriel_assets.paths import expanded
 from resources.artifact_store import ArtifactStore
 from resources.lake import Lake
 
@@ -55,7 +56,7 @@ class Home(dg.ConfigurableResource):
 
 def find_home(given: Path | None) -> Path:
     """Return the home to use: `given`, else `APRIEL_HOME`, else `./.apriel`; absolute."""
-    return (given or Path(os.environ.get("APRIEL_HOME") or ".apriel")).expanduser().absolute()
+    return expanded(given or os.environ.get("APRIEL_HOME") or ".apriel").absolute()
 
 
 def prepare_home(path: Path) -> None:

@@ -11,6 +11,7 @@ import dagster as dg
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.dropped_checkpoints import PARTITIONS
 from apriel_assets.assets.records import asset_key
+from apriel_assets.paths import expanded
 from apriel_assets.recipe_automation import WatchSection
 from resources.artifact_store import digest
 from resources.checkpoint_files import CONFIG, fingerprint, last_change_unix_s, missing_of
@@ -39,7 +40,7 @@ def checkpoints_sensor(
         retries: of a run that failed, unless the checkpoint was at fault.
         taken: names of the recipe's own models, which no checkpoint may have.
     """
-    directory = Path(watch.directory).expanduser()
+    directory = expanded(watch.directory)
 
     @dg.sensor(
         name=NAME,

@@ -16,6 +16,7 @@ from apriel_assets.assets.loading import load_teacher_model
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.paths import expanded
 from apriel_assets.recipe import Recipe
 from apriel_assets.slices import UNHASHED
 from resources.checkpoint_files import fingerprint, missing_of
@@ -35,7 +36,7 @@ class Place:
 
     def path(self, name: str) -> Path:
         """Return the directory of one checkpoint."""
-        return Path(self.directory).expanduser() / name
+        return expanded(self.directory) / name
 
 
 def build_dropped_checkpoint(

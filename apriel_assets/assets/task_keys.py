@@ -3,10 +3,10 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.paths import expanded
 from resources.artifact_store import digest, file_digest
 
 
@@ -14,13 +14,21 @@ def file_digests(tasks: Sequence[TaskSpec]) -> dict[str, str]:
     """Return the hash of every file that the tasks read.
 
     Raises:
-        UserError: a file that is not there.
+        UserError: a file that is not there or cannot be read.
     """
-    paths = sorted({task.file for task in tasks if task.file})
-    for path in paths:
-        if not Path(path).expanduser().is_file():
-            raise UserError(f"no file {path}; check the task's file: in the recipe")
-    return {path: file_digest(Path(path).expanduser()) for path in paths}
+    return {path: _digest(path) for path in sorted({task.file for task in tasks if task.file})}
+
+
+def _digest(path: str) -> str:
+    file = expanded(path)
+    try:
+        if file.is_file():
+            return file_digest(file)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}; check the task's file: in the recipe"
+        ) from error
+    raise UserError(f"no file {path}; check the task's file: in the recipe")
 
 
 def task_key(task: TaskSpec) -> str:

@@ -27,6 +27,14 @@ def empty_home(tmp_path):
     return tmp_path / "home"
 
 
+def unchanged(loaded):
+    return loaded
+
+
+def load(home):
+    return load_for_code_location(home, plan_assets, unchanged)
+
+
 def edit(file, change):
     content = yaml.safe_load(file.read_text())
     change(content)
@@ -38,9 +46,9 @@ def break_it(content):
 
 
 def test_a_broken_recipe_leaves_the_last_good_one_whole_and_says_why(file, empty_home):
-    good = load_for_code_location(empty_home, plan_assets)
+    good = load(empty_home)
     edit(file, break_it)
-    kept = load_for_code_location(empty_home, plan_assets)
+    kept = load(empty_home)
     assert kept.recipe == good.recipe
     assert "did you mean schedule" in (kept.problem or "")
     defs = code_location(kept, empty_home)
@@ -52,32 +60,32 @@ def test_a_broken_recipe_leaves_the_last_good_one_whole_and_says_why(file, empty
 def test_without_a_last_good_one_the_line_is_raised(file, empty_home):
     edit(file, break_it)
     with pytest.raises(UserError, match="did you mean schedule"):
-        load_for_code_location(empty_home, plan_assets)
+        load(empty_home)
 
 
 def test_what_changed_since_it_was_loaded_is_noticed(file, empty_home, tmp_path):
-    loaded = load_for_code_location(empty_home, plan_assets)
-    assert loaded.problem_now(plan_assets) is None
+    loaded = load(empty_home)
+    assert loaded.problem_now(plan_assets, unchanged) is None
     file.write_text("# a comment\n" + file.read_text())
-    assert loaded.problem_now(plan_assets) is None
+    assert loaded.problem_now(plan_assets, unchanged) is None
     text = file.read_text()
     edit(file, lambda content: content["h1"]["merge"].update(weight=0.25))
-    assert "reload" in (loaded.problem_now(plan_assets) or "")
+    assert "reload" in (loaded.problem_now(plan_assets, unchanged) or "")
     file.write_text(text)
-    assert loaded.problem_now(plan_assets) is None
+    assert loaded.problem_now(plan_assets, unchanged) is None
 
 
 def test_a_changed_task_file_is_noticed_though_the_recipe_names_the_same(file, empty_home, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "answer": "b"}\n')
     edit(file, lambda content: content["tasks"]["heldout"].append({"file": str(rows)}))
-    loaded = load_for_code_location(empty_home, plan_assets)
+    loaded = load(empty_home)
     rows.write_text('{"prompt": "a", "answer": "c"}\n')
-    assert "reload" in (loaded.problem_now(plan_assets) or "")
+    assert "reload" in (loaded.problem_now(plan_assets, unchanged) or "")
 
 
 def test_runs_get_the_recipe_that_was_loaded_not_the_file_as_it_became(file, empty_home):
-    loaded = load_for_code_location(empty_home, plan_assets)
+    loaded = load(empty_home)
     edit(file, lambda content: content["h1"]["merge"].update(weight=0.25))
     pinned = {key: CodeLocationReconstructionMetadataValue(value) for key, value in loaded.pinned().items()}
     context = DefinitionsLoadContext(
@@ -85,13 +93,13 @@ def test_runs_get_the_recipe_that_was_loaded_not_the_file_as_it_became(file, emp
         RepositoryLoadData(cacheable_asset_data={}, reconstruction_metadata=pinned),
     )
     with DefinitionsLoadContext.scoped(context):
-        in_run = load_for_code_location(empty_home, plan_assets)
+        in_run = load(empty_home)
     assert in_run.recipe == loaded.recipe
-    assert load_for_code_location(empty_home, plan_assets).recipe != loaded.recipe
+    assert load(empty_home).recipe != loaded.recipe
 
 
 def test_the_check_is_written_when_something_is_new(file, empty_home):
-    defs = code_location(load_for_code_location(empty_home, plan_assets), empty_home)
+    defs = code_location(load(empty_home), empty_home)
     sensor, cursor, written = defs.get_repository_def().get_sensor_def("recipe"), None, []
     with dg.DagsterInstance.ephemeral() as instance:
         for change in (None, None, break_it, None):

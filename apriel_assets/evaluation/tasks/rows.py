@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.tasks.answers import extract_answer
 from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.paths import expanded
 
 Row = tuple[str, Mapping[str, Any]]  # where it stands, for errors; its columns
 
@@ -27,7 +28,7 @@ def read_rows(spec: TaskSpec) -> list[ProblemText]:
     Raises:
         UserError: naming the file and line (or row) of what is missing, malformed, empty or no text.
     """
-    rows = _read_file(Path(spec.file).expanduser()) if spec.file else _read_hub(spec)
+    rows = _read_file(expanded(spec.file)) if spec.file else _read_hub(spec)
     texts = [_to_text(spec, where, row) for where, row in rows]
     if not texts:
         raise UserError(f"{spec.file or spec.hub} has no rows; a task needs one problem a row")
