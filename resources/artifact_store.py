@@ -17,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from apriel_assets.errors import UserError
 from resources.atomic import created_directory
 from resources.build_lock import build_lock
-from resources.file_hashes import file_digest, first_damage, remember
+from resources.file_hashes import ABSENT, file_digest, first_damage, remember, unreadable
 
 PROVENANCE = "provenance.json"
 SEAL = "provenance_sha256"  # of all other keys, as canonical JSON
@@ -87,7 +88,11 @@ class ArtifactStore:
         return digest([asset, code_version, dict(inputs), partition])
 
     def find(self, asset: str, address: str) -> Artifact | None:
-        """Return the artifact at this address, or None if it is absent or damaged."""
+        """Return the artifact at this address, or None if it is absent or damaged.
+
+        Raises:
+            UserError: one of its files is there and cannot be read.
+        """
         path = self.directory(asset, address)
         provenance = _read_provenance(path)
         if provenance is None or self._damage(asset, address, provenance):
@@ -109,18 +114,21 @@ class ArtifactStore:
         return self.home / "verified" / asset / f"{address}.json"
 
     def provenances(self, asset: str) -> list[dict[str, Any]]:
-        """Return the provenance of everything that is stored of an asset, oldest first; files are not checked."""
-        found = [_read_provenance(path) for path in self.directory(asset, "").glob("[!.]*") if path.is_dir()]
+        """Return the provenance of what is stored of an asset and can be read, oldest first; files are not checked."""
+        found = []
+        for path in self.directory(asset, "").glob("[!.]*"):
+            with contextlib.suppress(UserError):
+                found.append(_read_provenance(path))
         return sorted((own for own in found if own), key=lambda own: own["finished_unix_s"])
 
     @contextlib.contextmanager
     def create(self, asset: str, address: str, provenance: Mapping[str, Any]) -> Iterator[Draft]:
-        """Yield a draft; when the block ends well, it is published whole, with hashes of every file."""
+        """Yield a draft; when the block ends well, it is published whole, with hashes of every file.
+
+        A damaged artifact stays until then: of what cannot be built again, the rest may be worth something.
+        """
         final = self.directory(asset, address)
-        if final.exists() and self.find(asset, address) is None:
-            shutil.rmtree(
-                final
-            )  # damaged: its content can be made again, and a half directory would shadow it
+        aside = final.with_name(f".{final.name}.damaged")
         started = time.time()
         with created_directory(final) as temporary:
             draft = Draft(path=temporary)
@@ -138,8 +146,12 @@ class ArtifactStore:
                 "finished_unix_s": time.time(),
                 "files": _file_facts(temporary),
             }
-            remember(temporary, final, record["files"], self._verified(asset, address))
             (temporary / PROVENANCE).write_text(json.dumps(_sealed(record), indent=1, sort_keys=True) + "\n")
+            if final.exists() and self.find(asset, address) is None:
+                shutil.rmtree(aside, ignore_errors=True)
+                final.rename(aside)  # it would shadow the new one
+            remember(temporary, final, record["files"], self._verified(asset, address))
+        shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(self.work_directory(asset, address), ignore_errors=True)
 
     def get_or_create(
@@ -168,12 +180,18 @@ def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_provenance(directory: Path) -> dict[str, Any] | None:
-    """Return the provenance, or None if there is none or it is not as it was written."""
+    """Return the provenance, or None if there is none or it is not as it was written.
+
+    Raises:
+        UserError: it is there and cannot be read.
+    """
     try:
         found = json.loads((directory / PROVENANCE).read_text())
         plain = {name: value for name, value in found.items() if name != SEAL}
-    except (OSError, ValueError, AttributeError):
+    except (*ABSENT, ValueError, AttributeError):
         return None
+    except OSError as error:
+        raise unreadable(directory / PROVENANCE, error) from error
     # Artifacts that were written before there were seals are taken as they are.
     return found if SEAL not in found or found[SEAL] == digest(plain, 64) else None
 

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apriel_assets.errors import UserError
 from resources.atomic import write_json
 
 SMALL_BYTES = 1 << 20  # below this, a file is read again in every process
+ABSENT = (FileNotFoundError, NotADirectoryError)  # any other error says nothing about what a file holds
 
 # What this process has read: path -> (stamp, SHA-256).
 _read: dict[Path, tuple[list[int], str]] = {}
@@ -39,6 +41,9 @@ def first_damage(directory: Path, files: Mapping[str, Mapping[str, Any]], record
         directory: holds the files.
         files: by relative path, `bytes` and `sha256` as written.
         record: where large files' stamps are kept.
+
+    Raises:
+        UserError: a file is there and cannot be read, so that nobody knows what is wrong with it.
     """
     known = _load(record) if any(facts["bytes"] >= SMALL_BYTES for facts in files.values()) else {}
     current: dict[str, Any] = {}
@@ -49,10 +54,10 @@ def first_damage(directory: Path, files: Mapping[str, Mapping[str, Any]], record
             if seen[0] != facts["bytes"]:
                 return f"{name} has {seen[0]} bytes, {facts['bytes']} were written"
             found = _digest(path, seen, known.get(name))
-        except FileNotFoundError:
+        except ABSENT:
             return f"{name} is missing"
         except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+            raise unreadable(path, error) from error
         if found != facts["sha256"]:
             return f"{name} has other content than was written"
         if seen[0] >= SMALL_BYTES:
@@ -60,6 +65,13 @@ def first_damage(directory: Path, files: Mapping[str, Mapping[str, Any]], record
     if current != known:
         _save(record, current)
     return None
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """Return what to raise about a file that is there and cannot be read: what it holds may well be good."""
+    return UserError(
+        f"{path} cannot be read: {error.strerror}; it was left as it is: mend that, then run again"
+    )
 
 
 def remember(directory: Path, final: Path, files: Mapping[str, Mapping[str, Any]], record: Path) -> None:

@@ -10,6 +10,7 @@ import time
 import pyarrow as pa
 import pytest
 
+from apriel_assets.errors import UserError
 from resources import file_hashes
 from resources.artifact_store import ArtifactStore
 from resources.atomic import replaced_file
@@ -84,6 +85,46 @@ def test_damage_is_seen_and_mended(store, harm):
     assert store.find("h1/h4", "a1") is None
     make(store)
     assert store.damage("h1/h4", "a1") is None
+
+
+@pytest.mark.parametrize("file", ["weights.bin", "provenance.json"])
+def test_what_cannot_be_read_is_not_damage(store, file):
+    artifact = make(store)
+    kept = (artifact.path / file).rename(store.home / "kept")
+    (artifact.path / file).symlink_to(file)  # a loop: not even root can open it
+    for read in (store.find, store.damage):
+        with pytest.raises(UserError, match=f"{file} cannot be read: ") as error:
+            read("h1/h4", "a1")
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        store.get_or_create("h1/h4", "a1", {}, lambda draft: pytest.fail("built"))
+    kept.replace(artifact.path / file)
+    assert store.find("h1/h4", "a1") == artifact
+
+
+def test_what_cannot_be_read_tells_no_time_and_stops_no_plan(store):
+    make(store, "a1")
+    broken = make(store, "a2").path / "provenance.json"
+    broken.unlink()
+    broken.symlink_to(broken.name)
+    assert [own["address"] for own in store.provenances("h1/h4")] == ["a1"]
+
+
+def test_a_damaged_artifact_stays_until_another_takes_its_place(store):
+    path = make(store, text="hello").path
+    (path / "tables" / "evals.parquet").unlink()
+
+    def fail(draft):
+        assert (path / "weights.bin").read_text() == "hello"
+        raise RuntimeError("no disk left")
+
+    with pytest.raises(RuntimeError, match="no disk left"):
+        store.get_or_create("h1/h4", "a1", {}, fail)
+    assert (path / "weights.bin").read_text() == "hello"
+    assert store.damage("h1/h4", "a1") == "tables/evals.parquet is missing"
+    assert make(store, text="again").path == path
+    assert (path / "weights.bin").read_text() == "again"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def flip(path, offset=100):
