@@ -62,7 +62,7 @@ class Execution:
         """
         if how.launcher == INLINE:
             inline()
-            draft.figures.setdefault("gpu_seconds", 0.0)
+            draft.figures.setdefault("gpu_seconds", _unleased_gpu_seconds(torch_sees_gpu()))
             return {"launcher": INLINE, "devices": [], "processes": 1, **environment()}
 
         def waiting(holders: str) -> None:
@@ -77,9 +77,21 @@ class Execution:
         draft.figures |= {
             "seconds": seconds,
             **outcome.figures,
-            "gpu_seconds": seconds * len(lease.devices),
+            "gpu_seconds": seconds * len(lease.devices) if how.gpus else _unleased_gpu_seconds(has_gpus()),
         }
         return {"launcher": how.launcher, "devices": list(lease.devices), **outcome.environment}
+
+
+def torch_sees_gpu() -> bool:
+    """Return whether torch may work on a GPU in this process."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _unleased_gpu_seconds(has_any: bool) -> float | None:
+    # Nobody knows for how long a step without a lease had which of the GPUs that it sees.
+    return None if has_any else 0.0
 
 
 def _attempts(

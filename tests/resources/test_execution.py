@@ -62,7 +62,7 @@ def test_a_step_in_its_own_process_builds_the_same_bytes(
     assert (own["launcher"], own["devices"]) == ("process", ["0", "1"])
     assert (usual["launcher"], usual["devices"]) == ("inline", [])
     assert own["figures"]["gpu_seconds"] == pytest.approx(2 * own["figures"]["seconds"])
-    assert usual["figures"]["gpu_seconds"] == 0
+    assert usual["figures"]["gpu_seconds"] in (0, None)  # None where there is a GPU
     assert own["libraries"] == usual["libraries"]
     assert set(own["figures"]) == set(usual["figures"])
     assert not list((home / "work").rglob("*.step"))

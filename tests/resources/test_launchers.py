@@ -9,7 +9,7 @@ import pytest
 from apriel_assets.errors import UserError
 from resources.artifact_store import Draft
 from resources.launchers import execution, process_group
-from resources.launchers.config import ExecutionConfig
+from resources.launchers.config import ExecutionConfig, StepExecution
 from resources.launchers.execution import Execution
 from resources.launchers.failures import StepError, TransientStepError
 from resources.launchers.order import StepOrder
@@ -39,17 +39,17 @@ class Step:
         )  # fmt: skip
         self.progress: list[tuple] = []
 
-    def materialize(self) -> dict:
+    def materialize(self, how: StepExecution | None = None) -> dict:
         """Run it in Dagster; return what goes into the provenance."""
         made: dict = {}
 
         @dg.asset(name=self.order.asset)
         def step(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-            how = self.config.of(self.order.asset)
+            own = how or self.config.of(self.order.asset)
             runner = Execution(self.config, {"name": "light"})
             made.update(
                 runner.run(
-                    self.order, how, self.draft, inline=lambda: None, context=context, progress=self.report
+                    self.order, own, self.draft, inline=lambda: None, context=context, progress=self.report
                 )
             )
             return dg.MaterializeResult()
@@ -74,6 +74,18 @@ def test_progress_and_figures_come_back(tmp_path):
     assert step.draft.figures["tokens"] == 7
     assert step.draft.figures["gpu_seconds"] == step.draft.figures["seconds"] > 0.4
     assert not step.order.directory.exists()
+
+
+@pytest.mark.parametrize("launcher", ["inline", "process"])
+@pytest.mark.parametrize(("sees_gpu", "expected"), [(False, 0.0), (True, None)])
+def test_gpu_time_without_a_lease_is_nothing_or_not_known(
+    launcher, sees_gpu, expected, tmp_path, monkeypatch
+):
+    for look in ("torch_sees_gpu", "has_gpus"):
+        monkeypatch.setattr(execution, look, lambda: sees_gpu)
+    step = Step("fine", tmp_path / "home")
+    assert step.materialize(StepExecution(launcher=launcher))["devices"] == []
+    assert step.draft.figures["gpu_seconds"] == expected
 
 
 @pytest.mark.parametrize(
