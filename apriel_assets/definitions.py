@@ -18,12 +18,13 @@ from apriel_assets.assets.generations import GENERATIONS, generations_asset
 from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
 from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
 from apriel_assets.assets.materialize import to_dagster
+from apriel_assets.assets.publishing import publish_missing
 from apriel_assets.assets.reevals import REEVALS, reeval_assets
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.errors import UserError
 from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
-from apriel_assets.planning.plan import make_plan
+from apriel_assets.planning.plan import Plan, make_plan
 from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_checks import check_layers_named
 from resources.artifact_store import ArtifactStore
@@ -145,6 +146,10 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     lake = Lake(home)
     places = [(key, partition) for key, own in assets.items() for partition in own.partition_keys]
 
+    def tidy(plan: Plan) -> None:
+        lake.prune(recipe.name, places)
+        publish_missing(lake, assets, plan.fresh)
+
     def problem() -> str | None:
         return loaded.problem_now(plan_assets, lambda now: code_location(now, home))
 
@@ -156,13 +161,13 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
         assets=assets,
         plan=lambda instance: make_plan(assets, planned, instance, ArtifactStore(home)),
         not_now=not_now,
-        tidy=lambda: lake.prune(recipe.name, places),
+        tidy=tidy,
     )
     watch = recipe_definitions(
         lambda: RecipeState(source=loaded.source, problem=problem()),
         RecipeState(source=loaded.source, problem=loaded.problem),
         loaded.content,
-        lambda instance: close_dead_runs(instance, home, time.time()),
+        lambda instance, server: close_dead_runs(instance, home, time.time(), server),
     )
     joined = dg.Definitions(
         assets=[_to_dagster(recipe, plan) for plan in added.values()],

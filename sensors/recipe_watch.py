@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import dagster as dg
+from dagster._core.remote_origin import CodeLocationOrigin
 
 from resources.artifact_store import digest
 
@@ -29,7 +30,7 @@ def recipe_definitions(
     state: Callable[[], RecipeState],
     loaded: RecipeState,
     content: str,
-    tidy: Callable[[dg.DagsterInstance], object],
+    tidy: Callable[[dg.DagsterInstance, CodeLocationOrigin | None], object],
 ) -> dg.Definitions:
     """Return an asset that stands for the recipe, its check, and the sensor that keeps the check up to date.
 
@@ -37,7 +38,7 @@ def recipe_definitions(
         state: looks at the recipe's file now.
         loaded: what was seen when the code location was loaded.
         content: the recipe that is loaded, YAML.
-        tidy: done at every look.
+        tidy: done at every look, given Dagster's records and how it reaches this code server.
     """
     shown = dg.AssetSpec(
         RECIPE_ASSET,
@@ -61,7 +62,7 @@ def recipe_definitions(
         description="Checks whether the recipe's file loads and has changed; closes runs whose process is gone.",
     )
     def watch(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        tidy(context.instance)
+        tidy(context.instance, context.code_location_origin)
         found = state()
         # Written when something is new, not at every look: events are kept for ever.
         cursor = digest([found.source, found.problem, content])

@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
@@ -19,6 +20,7 @@ from apriel_assets.errors import UserError
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.planning.selection import ancestors
 from resources.artifact_store import ArtifactStore
+from resources.dead_runs import process_tags
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ def bring_up_to_date(
                     f"{row.asset} {row.partition or ''} is stale right after it ran: {row.reason}"
                 )
         for batch in batches:
-            done.extend(run_batch(defs, instance, batch))
+            done.extend(run_batch(defs, instance, batch, store.home))
         plan = None
 
 
@@ -123,7 +125,9 @@ def _refuse_if_blocked(plan: Plan) -> None:
     )
 
 
-def run_batch(defs: dg.Definitions, instance: dg.DagsterInstance, batch: Batch) -> tuple[PlanRow, ...]:
+def run_batch(
+    defs: dg.Definitions, instance: dg.DagsterInstance, batch: Batch, home: Path
+) -> tuple[PlanRow, ...]:
     """Materialize one batch in this process; return the rows that were materialized.
 
     These are all of them, unless a blocking check fails: that ends the run.
@@ -137,7 +141,7 @@ def run_batch(defs: dg.Definitions, instance: dg.DagsterInstance, batch: Batch) 
         job.execute_in_process(
             instance=instance,
             asset_selection=[asset_key(key) for key in batch.assets],
-            tags=batch.tags,
+            tags={**batch.tags, **process_tags(home)},
             run_config=QUIET,
             run_id=run_id,
         )
