@@ -10,6 +10,7 @@ import logging
 import shutil
 import time
 
+import dagster as dg
 import pytest
 import yaml
 from dagster._core.test_utils import create_test_daemon_workspace_context
@@ -113,8 +114,6 @@ class World:
 
     def new_materializations(self):
         """Return (asset, partition) of everything that was materialized since the last call, by any run."""
-        import dagster as dg
-
         runs = [run for run in self.instance.get_runs() if run.run_id not in self._seen]
         self._seen |= {run.run_id for run in runs}
         assert {run.status.value for run in runs} <= {"SUCCESS"}, self.services.logs()
@@ -164,6 +163,7 @@ def daemon_world(world, tiny_recipe_file, tmp_path):
         services.stop()
 
 
+@pytest.mark.daemon
 def test_edits_under_a_real_daemon(daemon_world, tiny_teacher):
     world, content, drop = daemon_world
     world.until_quiet()
@@ -239,17 +239,9 @@ def check_schedule(world):
 
 def check_dropped_checkpoint(world, drop, tiny_teacher):
     """A checkpoint is put into place while the daemon watches: evaluated once."""
+    key = dg.AssetKey(["automation", "dropped_checkpoints"])
     shutil.copytree(tiny_teacher, drop / "plain")
-    found = []
-
-    def is_evaluated():
-        found.extend(world.new_materializations() if not unfinished() else [])
-        return bool(found)
-
-    def unfinished():
-        return any(not run.is_finished for run in world.instance.get_runs(limit=5))
-
-    world.wait(is_evaluated)
-    world.until_quiet()
-    assert found + world.new_materializations() == [("automation/dropped_checkpoints", "plain")]
+    world.wait(lambda: world.instance.get_materialized_partitions(key) == {"plain"})
     world.wait(lambda: "nothing new" in (world.ticks("checkpoints")[0]["skipReason"] or ""))
+    world.until_quiet()
+    assert world.new_materializations() == [("automation/dropped_checkpoints", "plain")]
