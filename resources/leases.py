@@ -80,7 +80,10 @@ def _gpu_uuids() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def leased(count: int, holder: str, on_wait: Callable[[str], None] = lambda holders: None) -> Iterator[Lease]:
-    """Hold `count` GPUs, waiting until so many are free; whoever asked first is served first.
+    """Hold `count` GPUs, waiting until so many are free.
+
+    One waiter at a time takes devices as they come free; who else waits looks again and again for its turn, in no
+    order.
 
     Args:
         count: devices; 0 holds nothing and does not look for any.

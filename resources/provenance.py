@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import os
 import platform
 import resource
 import subprocess
@@ -16,7 +17,9 @@ LIBRARIES = ("torch", "transformers", "accelerate", "dagster", "duckdb", "pyarro
 
 @functools.cache
 def code_revision() -> str:
-    """Return the git commit of this checkout (with `+dirty` if it was edited), else the package version."""
+    """Return `APRIEL_COMMIT`, else the checkout's git commit (with `+dirty` if edited), else the package version."""
+    if given := os.environ.get("APRIEL_COMMIT", "").strip():
+        return given  # an image has no checkout: who builds it says what went in
     root = Path(apriel_assets.__file__).parent.parent
     git = ["git", "-C", str(root)]
     try:

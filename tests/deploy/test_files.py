@@ -92,6 +92,20 @@ def test_dockerfile_copies_what_is_there_and_installs_an_extra_that_exists():
     assert start == compose()["services"]["worker"]["command"]
 
 
+def test_image_is_told_the_commit_that_provenance_names():
+    text = (DEPLOY / "Dockerfile").read_text()
+    (argument,) = re.findall(r"^ENV APRIEL_COMMIT=\$\{(\w+)\}$", text, re.MULTILINE)
+    assert f"\nARG {argument}=\n" in text
+    assert argument in compose()["services"]["worker"]["build"]["args"]
+
+
+def test_context_leaves_out_what_is_not_code_and_nothing_that_is_copied():
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", ".apriel", ".whl"} <= set(ignored)
+    copied = re.findall(r"^COPY (.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert not set(" ".join(copied).split()) & set(ignored)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
