@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from apriel_assets.capacity.config import CapacityConfig
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.config import MixerOptions
 from apriel_assets.hybrid.specs import TeacherSpec
@@ -58,6 +59,7 @@ class Recipe(Section):
     evals: EvalsSection
     automation: AutomationSection = AutomationSection()
     execution: ExecutionConfig = ExecutionConfig()  # where steps run: changes no result
+    capacity: CapacityConfig | None = None  # what plans expect of a step that never ran: changes no result
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

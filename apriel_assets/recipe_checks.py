@@ -14,13 +14,18 @@ _BUNDLED = Path(__file__).parent / "bundled" / "teacher"
 def check_layers_named(recipe: Recipe) -> None:
     """Check every layer number and count in the recipe.
 
-    A hub id or a GGUF file says how many layers it has when the `teacher` asset is built; what is wrong is refused by
-    the steps themselves then.
+    A hub id or a GGUF file says how many layers it has when the `teacher` asset is built, unless the recipe's
+    `capacity.shape` does; what is wrong is refused by the steps themselves then.
 
     Raises:
-        UserError: more layers than the teacher has, or one that it does not have.
+        UserError: more layers than the teacher has, or one that it does not have; a `capacity.shape` of another model.
     """
     num_layers = known_num_layers(recipe.teacher)
+    if recipe.capacity is not None:
+        written = recipe.capacity.shape.num_layers
+        if num_layers not in (None, written):
+            raise UserError(f"capacity.shape.num_layers={written}, but the teacher has {num_layers} layers")
+        num_layers = written
     if num_layers is None:
         return
 

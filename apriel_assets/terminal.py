@@ -91,12 +91,13 @@ def print_plan(plan: Plan) -> None:
         f", {len(plan.rows) - len(plan.ready)} kept back" if len(plan.ready) < len(plan.rows) else ""
     )
     table = Table("asset", "partition", "why", "expected", title=title, title_justify="left")
+    unit, unit_seconds = ("GPU-hours", 3600) if plan.totals.gpu_seconds >= 3600 else ("GPU seconds", 1)
     if with_gpus:
-        table.add_column("GPU seconds", justify="right")
+        table.add_column(unit, justify="right")
     table.add_column("expected from")
     for row in plan.rows:
         cells = [row.asset, row.partition or "", row.reason, _seconds(row.seconds)]
-        cells += [_seconds(row.gpu_seconds)] if with_gpus else []
+        cells += [_number(row.gpu_seconds, unit_seconds)] if with_gpus else []
         table.add_row(*(Text(cell) for cell in (*cells, row.expected_from or "")))
     console.print(table)
     console.print(Text(f"In all {_total(plan.totals, with_gpus)}."))
@@ -107,13 +108,23 @@ def print_plan(plan: Plan) -> None:
 
 
 def _seconds(seconds: float | None) -> str:
-    return "not known" if seconds is None else f"{seconds:.1f} s"
+    if seconds is None:
+        return "not known"
+    return f"{seconds:.1f} s" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+
+
+def _number(seconds: float | None, unit_seconds: float) -> str:
+    return "not known" if seconds is None else f"{seconds / unit_seconds:,.1f}"
 
 
 def _total(totals: Totals, with_gpus: bool) -> str:
-    gpus = f", {totals.gpu_seconds:.1f} GPU seconds" if with_gpus else ""
+    gpus = f", {_gpu_time(totals.gpu_seconds)}" if with_gpus else ""
     unknown = f", {totals.unknown} of them not known" if totals.unknown else ""
-    return f"{totals.seconds:.1f} s{gpus}{unknown}"
+    return f"{_seconds(totals.seconds)}{gpus}{unknown}"
+
+
+def _gpu_time(seconds: float) -> str:
+    return f"{seconds:.1f} GPU seconds" if seconds < 3600 else f"{seconds / 3600:,.1f} GPU-hours"
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> None:

@@ -10,6 +10,7 @@ import dagster as dg
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.definitions import build_defs, plan_assets
 from apriel_assets.planning.execute import bring_up_to_date
+from apriel_assets.planning.from_capacity import capacity_estimate
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.planning.selection import select, until
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
@@ -53,7 +54,8 @@ class Workspace:
 
     def plan(self, selection: Collection[str] | None = None) -> Plan:
         """Return what is stale now, of the selected assets or of all."""
-        return make_plan(self.assets, self.defs, self.instance, self.store).within(selection)
+        estimate = capacity_estimate(self.recipe)
+        return make_plan(self.assets, self.defs, self.instance, self.store, estimate).within(selection)
 
     def run(
         self,

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMPUTE = ("hybrid", "distillation", "scoring", "search", "evaluation", "reporting", "tables", "bundled")
+COMPUTE = (
+    "hybrid", "distillation", "scoring", "search", "evaluation", "capacity", "reporting", "tables", "bundled",
+)  # fmt: skip
 FORBIDDEN_IN_COMPUTE = (
     "dagster",
     "typer",

@@ -1,13 +1,13 @@
-"""What a build will take, from what builds took before."""
+"""What a build will take: from what builds took before, else from a formula where the recipe gives one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from apriel_assets.assets.asset_plan import AssetPlan
 from resources.artifact_store import ArtifactStore
 
-STORED = "stored"
+STORED, CAPACITY = "stored", "capacity"
 LATEST = "*"  # no partition is called so
 
 Run = Mapping[str, Any]  # an artifact's provenance
@@ -24,6 +24,9 @@ class Expected:
 
 NOTHING_TO_BUILD = Expected(0.0, 0.0, STORED)
 
+Estimate = Callable[[AssetPlan, str | None], Expected]
+"""What a formula says of one partition of an asset."""
+
 
 def changed_leaves(before: Any, after: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Return (key, old, new) for every leaf in which two recipe slices differ."""
@@ -39,21 +42,28 @@ def changed_leaves(before: Any, after: Any, prefix: str = "") -> list[tuple[str,
 class PastRuns:
     """All stored artifacts' provenance, read once an asset, and what they say about the next build."""
 
-    def __init__(self, assets: Mapping[str, AssetPlan], store: ArtifactStore) -> None:
+    def __init__(
+        self, assets: Mapping[str, AssetPlan], store: ArtifactStore, estimate: Estimate | None = None
+    ) -> None:
         self._assets = assets
         self._store = store
+        self._estimate = estimate
         self._stored: dict[str, dict[str, list[Run]]] = {}
         self._nearest: dict[str, _Nearest] = {}
 
     def expected(self, asset: AssetPlan, partition: str | None) -> Expected:
-        """Return what the nearest stored run took: of this asset, else of one that is built by the same code."""
+        """Return what the nearest stored run took: of this asset, else of one that is built by the same code.
+
+        Where a formula says something, only runs of the same recipe count: another's teacher may be of any size.
+        """
         if asset.key not in self._nearest:
             siblings = [own for own in self._assets.values() if own.build is asset.build and own is not asset]
             self._nearest[asset.key] = self._search(asset, [asset]) or self._search(asset, siblings)
         nearest = self._nearest[asset.key]
         run = nearest.runs.get(partition) or nearest.runs.get(LATEST)
-        if run is None:
-            return Expected()
+        formula = self._estimate(asset, partition) if self._estimate else Expected()
+        if run is None or (formula.source and run["recipe"] != asset.recipe):
+            return formula
         if run["asset"] != asset.key:
             source = run["asset"]
         else:

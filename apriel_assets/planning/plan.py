@@ -14,7 +14,7 @@ from dagster._core.definitions.data_version import StaleCause, StaleStatus
 
 from apriel_assets.assets.asset_plan import AssetPlan, input_name
 from apriel_assets.assets.records import latest_materializations, recorded_address
-from apriel_assets.planning.expected import NOTHING_TO_BUILD, Expected, PastRuns, changed_leaves
+from apriel_assets.planning.expected import NOTHING_TO_BUILD, Estimate, Expected, PastRuns, changed_leaves
 from apriel_assets.planning.staleness import StaleStatusResolver
 from apriel_assets.planning.verdicts import Verdicts, failed_checks
 from resources.artifact_store import Artifact, ArtifactStore
@@ -32,7 +32,7 @@ class PlanRow:
     reason: str
     seconds: float | None  # expected, None if nothing like it ever ran
     gpu_seconds: float | None  # expected wall seconds times GPUs
-    expected_from: str | None  # same values, nearest values, another asset of its kind, or stored
+    expected_from: str | None  # same values, nearest values, another asset of its kind, capacity, or stored
     blocked: bool = False  # True: it is made from what failed a blocking check, and does not run
 
     @property
@@ -101,7 +101,11 @@ class Plan:
 
 
 def make_plan(
-    assets: Mapping[str, AssetPlan], defs: dg.Definitions, instance: dg.DagsterInstance, store: ArtifactStore
+    assets: Mapping[str, AssetPlan],
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    store: ArtifactStore,
+    estimate: Estimate | None = None,
 ) -> Plan:
     """Return all stale assets and partitions, upstream first.
 
@@ -110,13 +114,14 @@ def make_plan(
         defs: the definitions made from the same recipe.
         instance: Dagster's records of the home.
         store: the home's artifacts.
+        estimate: what to expect of an asset that never ran; None: nothing.
     """
     graph = defs.resolve_asset_graph()
     # Partitions that come and go by themselves, such as watched checkpoints, are their sensor's business.
     assets = {key: own for key, own in assets.items() if not own.dynamic_partitions}
     latest = latest_materializations(instance, {key: own.partition_keys for key, own in assets.items()})
     resolver = StaleStatusResolver(instance, graph, latest)
-    forecast = _Forecast(assets, store)
+    forecast = _Forecast(assets, store, estimate)
     for key in graph.toposorted_asset_keys:
         if (asset := assets.get(key.to_user_string())) is None:
             continue
@@ -135,9 +140,11 @@ def make_plan(
 class _Forecast:
     """Goes through all places, upstream first: what each will take, and which data version it will have."""
 
-    def __init__(self, assets: Mapping[str, AssetPlan], store: ArtifactStore) -> None:
+    def __init__(
+        self, assets: Mapping[str, AssetPlan], store: ArtifactStore, estimate: Estimate | None
+    ) -> None:
         self._store = store
-        self._past = PastRuns(assets, store)
+        self._past = PastRuns(assets, store, estimate)
         self._versions: Versions = {}
         self._moving: set[Place] = set()  # stale, or may become so
         self.rows: list[PlanRow] = []
