@@ -23,6 +23,7 @@ from transformers import (
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.specs import TeacherSpec
 from apriel_assets.hybrid.surgery import check_attention_call, find_decoder_layers
+from apriel_assets.paths import expanded
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "teacher"
 
@@ -141,7 +142,7 @@ def teacher_facts(spec: TeacherSpec) -> dict[str, Any]:
 
 def _find(spec: TeacherSpec) -> _Source:
     """Resolve a spec to files on this machine, downloading from the hub if that is where they are."""
-    path = BUNDLED if spec.model == "bundled" else Path(spec.model)
+    path = BUNDLED if spec.model == "bundled" else expanded(spec.model)
     revision = None
     if path.suffix == ".gguf" and path.is_file():
         return _Source(path=path.parent, arguments={"gguf_file": path.name}, files=(path,), revision=None)
