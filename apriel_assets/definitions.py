@@ -6,7 +6,7 @@ was last run in the home, else `quickstart`; the home is APRIEL_HOME, else ./.ap
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -36,7 +36,7 @@ from sensors.checkpoints import checkpoints_sensor
 from sensors.generation import generation_sensor
 from sensors.recipe_watch import RecipeState, recipe_definitions
 from sensors.reconcile import Reconciling, reconcile_sensor
-from sensors.reevaluation import reevaluation_schedule
+from sensors.reevaluation import reevaluation_retries_sensor, reevaluation_schedule
 from sensors.requests import Retries
 
 
@@ -163,12 +163,6 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
         not_now=not_now,
         tidy=tidy,
     )
-    watch = recipe_definitions(
-        lambda: RecipeState(source=loaded.source, problem=problem()),
-        RecipeState(source=loaded.source, problem=loaded.problem),
-        loaded.content,
-        lambda instance, server: close_dead_runs(instance, home, time.time(), server),
-    )
     joined = dg.Definitions(
         assets=[_to_dagster(recipe, plan) for plan in added.values()],
         sensors=[reconcile_sensor(reconcile, recipe.automation), *_sensors(recipe, assets, added, home)],
@@ -177,9 +171,18 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     # Dagster is pinned, so its note that this may still change says nothing to a user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        found = dg.Definitions.merge(planned, joined, watch).with_reconstruction_metadata(loaded.pinned())
+        found = dg.Definitions.merge(planned, joined, _watch(loaded, home, problem)).with_reconstruction_metadata(loaded.pinned())
     found.get_repository_def()  # else what Dagster refuses would come out only after this was taken for good
     return found
+
+
+def _watch(loaded: LoadedRecipe, home: Path, problem: Callable[[], str | None]) -> dg.Definitions:
+    return recipe_definitions(
+        lambda: RecipeState(source=loaded.source, problem=problem()),
+        RecipeState(source=loaded.source, problem=loaded.problem),
+        loaded.content,
+        lambda instance, server: close_dead_runs(instance, home, time.time(), server),
+    )
 
 
 def _sensors(
@@ -194,14 +197,17 @@ def _sensors(
     if settings.generation is not None:
         store = ArtifactStore(home)
         found.append(generation_sensor(added[GENERATIONS], assets, store, settings.generation, retries))
+    if again := _reevaluated(added):
+        found.append(reevaluation_retries_sensor(again, retries, settings.interval_s))
     return found
 
 
 def _schedules(recipe: Recipe, added: Mapping[str, AssetPlan]) -> list[dg.ScheduleDefinition]:
-    if recipe.evals.cron is None:
-        return []
-    again = [own for key, own in added.items() if key.startswith(REEVALS)]
-    return [reevaluation_schedule(again, recipe.evals.cron)]
+    return [] if recipe.evals.cron is None else [reevaluation_schedule(_reevaluated(added), recipe.evals.cron)]
+
+
+def _reevaluated(added: Mapping[str, AssetPlan]) -> list[AssetPlan]:
+    return [own for key, own in added.items() if key.startswith(REEVALS)]
 
 
 @dg.definitions

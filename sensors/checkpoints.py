@@ -15,7 +15,7 @@ from apriel_assets.paths import expanded
 from apriel_assets.recipe_automation import WatchSection
 from resources.artifact_store import digest
 from resources.checkpoint_files import CONFIG, fingerprint, last_change_unix_s, missing_of
-from sensors.requests import PastRequests, Retries, Wanted, run_key, wanted_tags
+from sensors.requests import PastRequests, Retries, Wanted, due_one_by_one
 
 NAME = "checkpoints"
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -56,38 +56,33 @@ def checkpoints_sensor(
             )
         if lacking := _not_built(context.instance, asset):
             return dg.SensorResult(skip_reason=f"waits for {lacking} to be built")
-        found = look(directory, taken, watch.settle_s, time.time())
-        past = PastRequests(context.instance, NAME, retries, time.time())
-        requests, reasons = [], list(found.waiting)
-        for name, files in found.complete.items():
-            # No state: what was there before does not matter, only what it was evaluated from.
-            wanted = Wanted(
-                asset=asset.key, partition=name, goal=digest([asset.code_version, files]), state="any"
-            )
-            if past.is_done(wanted):
-                continue
-            attempt = past.next_attempt(wanted)
-            if isinstance(attempt, str):
-                reasons.append(attempt)
-                continue
-            requests.append(
-                dg.RunRequest(
-                    run_key=run_key([wanted], attempt),
-                    asset_selection=[asset_key(asset.key)],
-                    partition_key=name,
-                    tags=wanted_tags([wanted]),
-                )
-            )
-        names = [str(request.partition_key) for request in requests]
-        return dg.SensorResult(
-            run_requests=requests,
-            dynamic_partitions_requests=[dg.AddDynamicPartitionsRequest(PARTITIONS, names)]
-            if names
-            else None,
-            skip_reason=None if requests else ("; ".join(reasons) or f"nothing new in {directory}"),
+        now = time.time()
+        found = look(directory, taken, watch.settle_s, now)
+        requests, reasons = due_one_by_one(
+            PastRequests(context.instance, NAME, retries, now), _wanted(asset, found)
         )
+        reasons = [*found.waiting, *reasons]
+        return _result(requests, "; ".join(reasons) or f"nothing new in {directory}")
 
     return checkpoints
+
+
+def _wanted(asset: AssetPlan, found: Found) -> list[Wanted]:
+    # No state: what was there before does not matter, only what it was evaluated from.
+    return [
+        Wanted(asset=asset.key, partition=name, goal=digest([asset.code_version, files]), state="any")
+        for name, files in found.complete.items()
+    ]
+
+
+def _result(requests: list[dg.RunRequest], idle: str) -> dg.SensorResult:
+    if not requests:
+        return dg.SensorResult(skip_reason=idle)
+    names = [str(request.partition_key) for request in requests]
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[dg.AddDynamicPartitionsRequest(PARTITIONS, names)],
+    )
 
 
 def look(directory: Path, taken: Collection[str], settle_s: float, now: float) -> Found:

@@ -13,7 +13,7 @@ from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.records import asset_key, latest_materializations, recorded_address
 from apriel_assets.recipe_automation import GenerationSection
 from resources.artifact_store import Artifact, ArtifactStore, digest
-from sensors.requests import PastRequests, Retries, Wanted, assets_in_flight, run_key, wanted_tags
+from sensors.requests import PastRequests, Retries, Wanted, assets_in_flight, due_one_by_one
 
 NAME = "generation"
 
@@ -43,33 +43,24 @@ def generation_sensor(
         description="Asks for real generation where the audit failed, or all candidates are under the ESS floor.",
     )
     def generation(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        past = PastRequests(context.instance, NAME, retries, time.time())
-        requests, skipped = [], []
-        for budget, artifacts in searched(asset, assets, store, context.instance).items():
-            reasons = reasons_for(assets, artifacts)
-            if not reasons:
-                continue
-            addresses = sorted(artifact.address for artifact in artifacts.values())
-            wanted = Wanted(
-                asset=asset.key, partition=budget, goal=digest([asset.code_version, addresses]), state="any"
-            )
-            if past.is_done(wanted):
-                continue
-            attempt = past.next_attempt(wanted)
-            if isinstance(attempt, str):
-                skipped.append(attempt)
-                continue
-            requests.append(
-                dg.RunRequest(
-                    run_key=run_key([wanted], attempt),
-                    asset_selection=[asset_key(asset.key)],
-                    partition_key=budget,
-                    tags={**wanted_tags([wanted]), "apriel/reason": "; ".join(reasons)},
-                )
-            )
+        found = searched(asset, assets, store, context.instance)
+        doubts = {budget: reasons_for(assets, artifacts) for budget, artifacts in found.items()}
+        doubts = {budget: reasons for budget, reasons in doubts.items() if reasons}
+        requests, skipped = due_one_by_one(
+            PastRequests(context.instance, NAME, retries, time.time()),
+            [_wanted(asset, budget, found[budget]) for budget in doubts],
+            {budget: {"apriel/reason": "; ".join(reasons)} for budget, reasons in doubts.items()},
+        )
         return requests or dg.SkipReason("; ".join(skipped) or "the scores of no budget are in doubt")
 
     return generation
+
+
+def _wanted(asset: AssetPlan, budget: str, artifacts: Mapping[str, Artifact]) -> Wanted:
+    addresses = sorted(artifact.address for artifact in artifacts.values())
+    return Wanted(
+        asset=asset.key, partition=budget, goal=digest([asset.code_version, addresses]), state="any"
+    )
 
 
 def searched(

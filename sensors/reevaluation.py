@@ -1,6 +1,7 @@
 """Evaluate what is shipped again on a schedule, although nothing upstream changed."""
 
 import datetime
+import time
 from collections.abc import Sequence
 
 import dagster as dg
@@ -8,9 +9,9 @@ import dagster as dg
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.records import asset_key
 from apriel_assets.assets.reevals import DATES
-from sensors.requests import Wanted, wanted_tags
+from sensors.requests import PastRequests, Retries, Wanted, due_one_by_one, wanted_tags
 
-NAME = "reevaluation"
+NAME, RETRIES_NAME = "reevaluation", "reevaluation_retries"
 
 
 def reevaluation_schedule(assets: Sequence[AssetPlan], cron: str) -> dg.ScheduleDefinition:
@@ -43,6 +44,36 @@ def reevaluation_schedule(assets: Sequence[AssetPlan], cron: str) -> dg.Schedule
     return reevaluation
 
 
+def reevaluation_retries_sensor(
+    assets: Sequence[AssetPlan], retries: Retries, interval_s: int
+) -> dg.SensorDefinition:
+    """Return the sensor that asks again for what failed on the last date: a schedule asks once.
+
+    Args:
+        assets: as the schedule's.
+        retries: how often, and when.
+        interval_s: between two looks.
+    """
+
+    @dg.sensor(
+        name=RETRIES_NAME,
+        asset_selection=dg.AssetSelection.assets(*(asset_key(own.key) for own in assets)),
+        minimum_interval_seconds=interval_s,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Asks again for re-evaluations of the last date that failed.",
+    )
+    def reevaluation_retries(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        dates = context.instance.get_dynamic_partitions(DATES)
+        if not dates:
+            return dg.SkipReason("nothing was evaluated again yet")
+        past = PastRequests(context.instance, RETRIES_NAME, retries, time.time(), schedule=NAME)
+        wanted = [own for asset in assets if past.was_asked_for(own := _wanted(asset, max(dates)))]
+        requests, reasons = due_one_by_one(past, wanted)
+        return requests or dg.SkipReason("; ".join(reasons) or f"no re-evaluation of {max(dates)} failed")
+
+    return reevaluation_retries
+
+
 def date_key(time: datetime.datetime, cron: str) -> str:
     """Return the partition of a tick: its date, with the time if the schedule may fire several times a day."""
     minute, hour = cron.split()[:2] if len(cron.split()) == 5 else ("0", "0")
@@ -51,13 +82,16 @@ def date_key(time: datetime.datetime, cron: str) -> str:
 
 
 def _request(asset: AssetPlan, date: str) -> dg.RunRequest:
-    wanted = Wanted(asset=asset.key, partition=date, goal=asset.code_version, state="any")
     return dg.RunRequest(
         run_key=f"{asset.key} {date}",
         asset_selection=[asset_key(asset.key)],
         partition_key=date,
-        tags=wanted_tags([wanted]),
+        tags=wanted_tags([_wanted(asset, date)]),
     )
+
+
+def _wanted(asset: AssetPlan, date: str) -> Wanted:
+    return Wanted(asset=asset.key, partition=date, goal=asset.code_version, state="any")
 
 
 def _is_built(instance: dg.DagsterInstance, asset: AssetPlan) -> bool:

@@ -5,7 +5,7 @@ else: a sensor that starts anew, or on another machine, comes to the same answer
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -15,7 +15,7 @@ from apriel_assets.assets.records import asset_key
 from resources.artifact_store import digest
 
 WANTED_TAG = "apriel/wanted"
-_SENSOR_TAG = "dagster/sensor_name"
+_SENSOR_TAG, _SCHEDULE_TAG = "dagster/sensor_name", "dagster/schedule_name"
 _REMEMBERED_RUNS = 500
 _LONGEST_WAIT_S = 6 * 3600.0
 # A step may be asked for again for the same result, if its files were damaged meanwhile; not for ever.
@@ -64,10 +64,26 @@ def run_key(wanted: Sequence[Wanted], attempt: int) -> str:
     return digest([sorted((own.place, own.cause) for own in wanted), attempt])
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """Why what a run was asked for should not be tried again."""
+
+    reason: str
+    is_final: bool  # False: it may have been for the sake of something else that the run was asked for
+
+
 class PastRequests:
     """The runs that one sensor asked for, newest first, and what follows from how they ended."""
 
-    def __init__(self, instance: dg.DagsterInstance, sensor: str, retries: Retries, now: float) -> None:
+    def __init__(
+        self,
+        instance: dg.DagsterInstance,
+        sensor: str,
+        retries: Retries,
+        now: float,
+        *,
+        schedule: str | None = None,
+    ) -> None:
         """Read the runs.
 
         Args:
@@ -75,9 +91,17 @@ class PastRequests:
             sensor: by its name.
             retries: how often to try again.
             now: seconds since 1970.
+            schedule: whose runs count as well.
         """
         self._instance, self._retries, self._now = instance, retries, now
-        records = instance.get_run_records(dg.RunsFilter(tags={_SENSOR_TAG: sensor}), limit=_REMEMBERED_RUNS)
+        asked_by = {_SENSOR_TAG: sensor, _SCHEDULE_TAG: schedule}
+        records = [
+            record
+            for tag, name in asked_by.items()
+            if name
+            for record in instance.get_run_records(dg.RunsFilter(tags={tag: name}), limit=_REMEMBERED_RUNS)
+        ]
+        records.sort(key=lambda record: record.storage_id, reverse=True)
         self._runs = [(record, _wanted_of(record)) for record in records]
 
     def is_done(self, wanted: Wanted) -> bool:
@@ -88,21 +112,38 @@ class PastRequests:
             for record, causes in self._runs
         )
 
+    def was_asked_for(self, wanted: Wanted) -> bool:
+        """Return whether there is a run that was asked for exactly this."""
+        return any(causes.get(wanted.place) == wanted.cause for _, causes in self._runs)
+
     def next_attempt(self, wanted: Wanted) -> int | str:
         """Return the number of the attempt to ask for now, from 0, or why none is asked for."""
-        runs = [record for record, causes in self._runs if causes.get(wanted.place) == wanted.cause]
+        asked = [
+            (record, causes) for record, causes in self._runs if causes.get(wanted.place) == wanted.cause
+        ]
+        runs = [record for record, _ in asked]
         if running := [own for own in runs if not own.dagster_run.is_finished]:
             return f"{wanted.place}: run {_short(running[0])} is under way"
-        if cancelled := [own for own in runs if own.dagster_run.status == dg.DagsterRunStatus.CANCELED]:
-            return f"{wanted.place}: run {_short(cancelled[0])} was cancelled; start it by hand, or change the recipe"
-        for record in runs:
-            if message := user_error(self._instance, record.dagster_run.run_id, wanted.asset):
-                return f"{wanted.place}: {message}"
+        refusals = [own for record, causes in asked if (own := self._refusal(record, wanted, causes))]
+        if final := [own for own in refusals if own.is_final]:
+            return f"{wanted.place}: {final[0].reason}"
+        if refusals and all(len(causes) > 1 for _, causes in asked):
+            return len(runs)  # it may have been for another one's sake: once more at once, alone
         if self._num_in_vain(wanted) >= _MOST_SUCCESSES:
             return (
                 f"{wanted.place}: stale again after {_MOST_SUCCESSES} good runs in an hour; see `apriel plan`"
             )
         return self._retry(wanted, runs)
+
+    def _refusal(self, record: dg.RunRecord, wanted: Wanted, causes: Mapping[str, str]) -> "_Refusal | None":
+        if record.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+            reason = f"run {_short(record)} was cancelled; start it by hand, or change the recipe"
+            return _Refusal(reason, is_final=len(causes) == 1)
+        if message := user_error(self._instance, record.dagster_run.run_id, wanted.asset):
+            # A run of several partitions is one step of each asset: which partition was at fault, it does not say.
+            partitions = [place for place in causes if place.partition("@")[0] == wanted.asset]
+            return _Refusal(message, is_final=len(partitions) == 1)
+        return None
 
     def _retry(self, wanted: Wanted, runs: Sequence[dg.RunRecord]) -> int | str:
         if not runs:
@@ -125,6 +166,36 @@ class PastRequests:
                 break
             count += record.dagster_run.status == dg.DagsterRunStatus.SUCCESS
         return count
+
+
+def due_one_by_one(
+    past: PastRequests, wanted: Iterable[Wanted], tags: Mapping[str, Mapping[str, str]] | None = None
+) -> tuple[list[dg.RunRequest], list[str]]:
+    """Return a request for each of what is due, and why the rest is not; nothing of what is done.
+
+    Args:
+        past: what was asked for before.
+        wanted: one partition each.
+        tags: more of them for a run, by its partition.
+    """
+    found, reasons = [], []
+    for own in wanted:
+        if past.is_done(own):
+            continue
+        attempt = past.next_attempt(own)
+        if isinstance(attempt, str):
+            reasons.append(attempt)
+            continue
+        added = (tags or {}).get(own.partition or "", {})
+        found.append(
+            dg.RunRequest(
+                run_key=run_key([own], attempt),
+                asset_selection=[asset_key(own.asset)],
+                partition_key=own.partition,
+                tags={**wanted_tags([own]), **added},
+            )
+        )
+    return found, reasons
 
 
 def user_error(instance: dg.DagsterInstance, run_id: str, asset: str) -> str | None:
