@@ -33,7 +33,7 @@ class PlanRow:
     seconds: float | None  # expected, None if nothing like it ever ran
     gpu_seconds: float | None  # expected wall seconds times GPUs
     expected_from: str | None  # same values, nearest values, another asset of its kind, capacity, or stored
-    blocked: bool = False  # True: it is made from what failed a blocking check, and does not run
+    blocked: str | None = None  # the blocking check that failed, of what it is made from: it does not run
 
     @property
     def place(self) -> Place:
@@ -46,7 +46,7 @@ class Totals:
 
     seconds: float = 0.0
     gpu_seconds: float = 0.0
-    unknown: int = 0  # how many have no expectation
+    unknown: int = 0  # how many have no expectation, of seconds or of GPU seconds
 
     @classmethod
     def of(cls, parts: Iterable[Expected | PlanRow]) -> "Totals":
@@ -54,7 +54,7 @@ class Totals:
         return cls(
             seconds=sum(part.seconds or 0.0 for part in known),
             gpu_seconds=sum(part.gpu_seconds or 0.0 for part in known),
-            unknown=sum(part.seconds is None for part in known),
+            unknown=sum(part.seconds is None or part.gpu_seconds is None for part in known),
         )
 
 
@@ -64,6 +64,7 @@ class Plan:
 
     rows: tuple[PlanRow, ...]
     following: Mapping[Place, Expected]  # what may follow
+    fresh: Mapping[Place, Artifact]  # what is up to date now, whatever is selected
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -87,11 +88,12 @@ class Plan:
         return Plan(
             rows=tuple(row for row in self.rows if row.asset in selection),
             following={place: own for place, own in self.following.items() if place[0] in selection},
+            fresh=self.fresh,
         )
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan in the CLI's documented JSON form."""
-        keys = ("asset", "partition", "reason", "seconds", "gpu_seconds", "expected_from")
+        keys = ("asset", "partition", "reason", "seconds", "gpu_seconds", "expected_from", "blocked")
         return {
             "rows": [{key: getattr(row, key) for key in keys} for row in self.rows],
             "downstream": list(self.downstream),
@@ -122,6 +124,7 @@ def make_plan(
     latest = latest_materializations(instance, {key: own.partition_keys for key, own in assets.items()})
     resolver = StaleStatusResolver(instance, graph, latest)
     forecast = _Forecast(assets, store, estimate)
+    fresh: dict[Place, Artifact] = {}
     for key in graph.toposorted_asset_keys:
         if (asset := assets.get(key.to_user_string())) is None:
             continue
@@ -132,9 +135,12 @@ def make_plan(
                 reason = last if isinstance(last, str) else None
             else:
                 reason = _reason(asset, resolver.get_stale_causes(key, partition), last)
-            forecast.add(asset, partition, reason, last if isinstance(last, Artifact) else None)
+            artifact = last if isinstance(last, Artifact) else None
+            if reason is None and artifact is not None:
+                fresh[asset.key, partition] = artifact
+            forecast.add(asset, partition, reason, artifact)
     rows = _blocked(assets, forecast.rows, failed_checks(assets, instance, latest))
-    return Plan(rows=rows, following=forecast.following)
+    return Plan(rows=rows, following=forecast.following, fresh=fresh)
 
 
 class _Forecast:
@@ -234,7 +240,7 @@ def _blocked(
     """Mark the rows that are made from what failed a blocking check, unless that is to be rebuilt itself."""
     stale = {row.place for row in rows}
     causes = {
-        (asset, part): f"blocked: {check} of {asset} failed"
+        (asset, part): f"{check} of {asset} failed"
         for (asset, part), check in verdicts.items()
         if (asset, part) not in stale
     }
@@ -248,7 +254,7 @@ def _blocked(
             if cause is not None:
                 causes.setdefault((asset.key, partition), cause)
     return tuple(
-        replace(row, blocked=True, reason=f"{causes[row.place]} | {row.reason}")
+        replace(row, blocked=causes[row.place], reason=f"blocked: {causes[row.place]} | {row.reason}")
         if row.place in causes and row.place not in failed
         else row
         for row in rows

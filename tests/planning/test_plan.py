@@ -87,6 +87,17 @@ def test_totals_count_what_is_known_and_what_is_not(bench):
         number("more", value=1),
     )
     assert plan.as_json()["totals"] == {"seconds": 20.0, "gpu_seconds": 40.0, "unknown": 1}
+    assert [row["blocked"] for row in plan.as_json()["rows"]] == [None] * 3
+
+
+def test_gpu_time_that_was_not_known_is_not_none(bench):
+    def build_unleased(job, **reads):
+        job.draft.figures |= {"seconds": 5.0, "gpu_seconds": None}
+
+    bench.run(number("step", build=build_unleased, value=1))
+    plan = bench.plan(number("step", build=build_unleased, value=2))
+    assert [(row.seconds, row.gpu_seconds) for row in plan.rows] == [(5.0, None)]
+    assert plan.as_json()["totals"] == {"seconds": 5.0, "gpu_seconds": 0, "unknown": 1}
 
 
 def test_expected_time_prefers_the_same_partition(bench):
@@ -111,6 +122,7 @@ def test_failed_blocking_check_keeps_back_what_is_made_from_it(bench):
         ("third", None): "blocked: is_small of first failed | never built",
     }
     assert plan.as_json()["totals"] == {"seconds": 0, "gpu_seconds": 0, "unknown": 0}
+    assert [row["blocked"] for row in plan.as_json()["rows"]] == ["is_small of first failed"] * 2
     assert [row.asset for row in bench.run(*graph(3))] == ["first", "second", "third"]
     assert bench.plan(*graph(3)).rows == ()
     # The old artifact is found in the store, and it is as bad as before.
