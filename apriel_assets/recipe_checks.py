@@ -6,20 +6,24 @@ from pathlib import Path
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.specs import TeacherSpec
+from apriel_assets.paths import expanded
 from apriel_assets.recipe import Recipe
 
+_PATH_STARTS, _PATH_ENDS = ("./", "../", "/", "~"), (".gguf", ".safetensors")
 _BUNDLED = Path(__file__).parent / "bundled" / "teacher"
 
 
 def check_layers_named(recipe: Recipe) -> None:
-    """Check every layer number and count in the recipe.
+    """Check the teacher's path, and every layer number and count in the recipe.
 
     A hub id or a GGUF file says how many layers it has when the `teacher` asset is built, unless the recipe's
     `capacity.shape` does; what is wrong is refused by the steps themselves then.
 
     Raises:
-        UserError: more layers than the teacher has, or one that it does not have; a `capacity.shape` of another model.
+        UserError: a teacher's path with nothing to load; more layers than the teacher has, or one that it does not
+            have; a `capacity.shape` of another model.
     """
+    _check_path(recipe.teacher)
     num_layers = known_num_layers(recipe.teacher)
     if recipe.capacity is not None:
         written = recipe.capacity.shape.num_layers
@@ -48,9 +52,25 @@ def check_layers_named(recipe: Recipe) -> None:
         check("search.allocations.pinned", recipe.search.allocations.pinned)
 
 
+def _check_path(spec: TeacherSpec) -> None:
+    path = expanded(spec.model)
+    written_as_path = spec.model.startswith(_PATH_STARTS) or spec.model.endswith(_PATH_ENDS)
+    if spec.model == "bundled" or not (written_as_path or path.is_dir()):
+        return  # a hub id: whether there is such a model is asked when it is downloaded
+    if not path.exists():
+        raise UserError(f"teacher.model {spec.model}: {path.absolute()} does not exist; correct the path")
+    if path.is_file() and path.suffix != ".gguf":
+        raise UserError(
+            f"teacher.model {spec.model} is a file, but no .gguf; give a directory or a .gguf file"
+        )
+    needed = spec.gguf_file or "config.json"
+    if path.is_dir() and not (path / needed).is_file():
+        raise UserError(f"teacher.model {spec.model}: no {needed} in {path.absolute()}")
+
+
 def known_num_layers(spec: TeacherSpec) -> int | None:
     """Return the number of decoder layers by the config.json of a local teacher; None: there is none to read."""
-    directory = _BUNDLED if spec.model == "bundled" else Path(spec.model)
+    directory = _BUNDLED if spec.model == "bundled" else expanded(spec.model)
     if spec.gguf_file or not (directory / "config.json").is_file():
         return None
     try:
