@@ -68,7 +68,15 @@ def test_plan_is_empty_when_up_to_date_and_full_on_an_empty_home(apriel, home, t
         "leaderboard",
         "report",
     }
-    assert set(rows[0]) == {"asset", "partition", "reason", "seconds", "gpu_seconds", "expected_from", "blocked"}
+    assert set(rows[0]) == {
+        "asset",
+        "partition",
+        "reason",
+        "seconds",
+        "gpu_seconds",
+        "expected_from",
+        "blocked",
+    }
 
 
 def test_dry_run_shows_the_plan_of_what_it_would_run_and_touches_nothing(apriel, home, tiny_recipe_file):
