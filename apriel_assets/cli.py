@@ -1,4 +1,4 @@
-"""The `apriel` command: run, plan, query, report.
+"""The `apriel` command: run, plan, query, compare, report.
 
 Here: arguments, what the terminal shows, exit codes. Not here: deciding what is stale (planning) or doing it (assets).
 Heavy imports stay inside the commands, so that `--help` and wrong arguments answer at once.
@@ -104,18 +104,58 @@ def query(
     ],
     home: HomeOption = None,
     output: Annotated[str, typer.Option("--format", help="table, json or csv")] = "table",
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Write to this .csv or .parquet file instead.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run read-only SQL over the result tables. Works while a run is writing."""
     from apriel_assets import terminal
+    from resources.export import check_name, write_file
     from resources.home import find_home
     from resources.lake import Lake
 
+    if to is not None:
+        check_name(to)
+        rows = Lake(find_home(home)).arrow(sql)
+        write_file(rows, to)
+        return _print_json({"file": str(to), "rows": rows.num_rows}) if as_json else typer.echo(to)
     allowed = ("table", "json", "csv")
     if output not in allowed:
         raise UserError(f"--format {output}: not a format; choose one of {', '.join(allowed)}")
     columns, rows = Lake(find_home(home)).query(sql)
     terminal.print_rows(columns, rows, "json" if as_json else output)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Two models: h6 h7, or recipe:h6 where several recipes have it; several seeds of one with commas "
+            "between. None: the recipe's ranking."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Name of the recipe to rank, if the home has several."),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how two models differ on the same problems, by task and over all, and what cannot be told apart."""
+    from apriel_assets import comparison_output
+    from apriel_assets.comparing import compare_models, ranked_places
+    from resources.home import find_home
+    from resources.lake import Lake
+
+    lake = Lake(find_home(home))
+    if not models:
+        comparison_output.print_places(ranked_places(lake, recipe), as_json=as_json)
+    elif len(models) == 2:
+        comparison_output.print_comparison(compare_models(lake, *models), as_json=as_json)
+    else:
+        raise UserError(f"{len(models)} models given; give two to compare, or none for the ranking")
 
 
 @app.command()

@@ -75,14 +75,15 @@ def run_display(*, quiet: bool) -> Iterator[RunDisplay]:
                 raise
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Return a console on stdout."""
     # Piped into a file or another program, a table must not be cut to 80 columns.
     return Console(width=None if sys.stdout.isatty() else 240)
 
 
 def print_plan(plan: Plan) -> None:
     """Print what would run and why, what it may take, and what may follow."""
-    console = _console()
+    console = open_console()
     if not plan.rows:
         console.print("Up to date: nothing would run.")
         return
@@ -146,7 +147,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> No
             table.add_column(Text(column))
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
-        console = _console()
+        console = open_console()
         console.print(table)
         console.print(f"{len(rows)} rows")
 
@@ -161,11 +162,10 @@ def _cell(value: Any) -> str:
 
 def print_outcome(workspace: Workspace, num_run: int) -> None:
     """Print the leaderboard and where everything is."""
-    from apriel_assets.reporting.summary import audit_lines, summary_columns, summary_rows
-    from apriel_assets.tables.schemas import TABLES
+    from apriel_assets.reporting.summary import SUMMARY_TABLES, audit_lines, summary_columns, summary_rows
 
-    console = _console()
-    tables = {name: workspace.lake.read(name, workspace.recipe.name) for name in TABLES}
+    console = open_console()
+    tables = {name: workspace.lake.read(name, workspace.recipe.name) for name in SUMMARY_TABLES}
     rows = summary_rows(tables)
     if rows:
         table = Table(title=f"{workspace.recipe.name}", title_justify="left")

@@ -4,10 +4,10 @@ A re-run replaces a file as a whole, so there are no appends and no duplicates; 
 """
 
 import contextlib
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 from apriel_assets.errors import UserError
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema, to_table
-from resources.atomic import replaced_file, temporary_name
+from apriel_assets.tables.views import VIEWS
+from resources.atomic import replaced_file
+from resources.catalog import catalog_is_current, quoted, write_catalog
 
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
 _ADDED = "automation."  # how names of the files of what sensors and schedules asked for begin
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _file_name(asset: str, partition: str | None) -> str:
@@ -86,27 +84,8 @@ class Lake:
             for column, (dtype, _) in LAKE_COLUMNS.items():
                 rows = rows.append_column(column, pa.nulls(rows.num_rows, dtype))
             pq.write_table(rows, temporary)
-        temporary = temporary_name(final)
-        try:
-            with duckdb.connect(str(temporary)) as connection:
-                for name in TABLES:
-                    connection.execute(self._view(name))
-            os.replace(temporary, final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_catalog(final, self.home.resolve() / "lake")
         return final
-
-    def _view(self, name: str) -> str:
-        pattern = self.home.resolve() / "lake" / name / "*" / "*.parquet"
-        if any((self.home / "lake" / name).glob("*/*.parquet")):
-            source = f"SELECT * FROM read_parquet({_quoted(str(pattern))}, union_by_name = true)"
-        else:
-            columns = ", ".join(
-                f'NULL::{_duckdb_type(field.type)} AS "{field.name}"' for field in _empty(name).schema
-            )
-            source = f"SELECT {columns} WHERE false"
-        comment = _quoted(", ".join(TABLES[name]))
-        return f'CREATE VIEW "{name}" AS {source}; COMMENT ON VIEW "{name}" IS {comment}'
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """Open the catalog for reading; it can read the lake's files and nothing else.
@@ -116,10 +95,10 @@ class Lake:
         """
         if not (self.home / "lake").is_dir():
             raise UserError(f"no results in {self.home}; run `apriel run --home {self.home}` first")
-        if not self._catalog_is_current():
+        if not catalog_is_current(self.home / CATALOG, self.home.resolve() / "lake"):
             self.rebuild_catalog()
         connection = duckdb.connect(str(self.home / CATALOG), read_only=True)
-        connection.execute(f"SET allowed_directories = [{_quoted(str(self.home.resolve() / 'lake'))}]")
+        connection.execute(f"SET allowed_directories = [{quoted(str(self.home.resolve() / 'lake'))}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return connection
@@ -130,6 +109,18 @@ class Lake:
         Raises:
             UserError: no results yet, several statements, a write, or SQL that DuckDB refuses (its reason, one line).
         """
+        with self._result(sql) as result:
+            return [column[0] for column in result.description or []], result.fetchall()
+
+    def arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Run one read-only statement, `$name` being a parameter; return an Arrow table. Errors: as `query`."""
+        with self._result(sql, parameters) as result:
+            return result.to_arrow_table()
+
+    @contextlib.contextmanager
+    def _result(
+        self, sql: str, parameters: Mapping[str, Any] | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         with self.connect() as connection:
             try:
                 statements = connection.extract_statements(sql)
@@ -138,38 +129,13 @@ class Lake:
                 # A read-only connection still lets COPY overwrite the files that it may read.
                 if statements[0].type not in _READING:
                     raise UserError(f"only queries are allowed, not {statements[0].type.name}; try SELECT")
-                result = connection.execute(sql)
-                return [column[0] for column in result.description or []], result.fetchall()
+                yield connection.execute(sql, parameters)
             except duckdb.Error as error:
                 lines = str(error).splitlines()
-                raise UserError(f"SQL refused: {lines[0]}; tables: {', '.join(TABLES)}") from error
-
-    def _catalog_is_current(self) -> bool:
-        # Views hold absolute paths, so a home that was moved or copied needs them written anew.
-        with contextlib.suppress(duckdb.Error, IndexError):
-            with duckdb.connect(str(self.home / CATALOG), read_only=True) as connection:
-                rows = connection.execute(
-                    "SELECT view_name, sql FROM duckdb_views() WHERE NOT internal"
-                ).fetchall()
-            views = dict(rows)
-            return set(views) == set(TABLES) and str(self.home.resolve()) in views["published"]
-        return False
+                names = ", ".join([*TABLES, *VIEWS])
+                raise UserError(f"SQL refused: {lines[0]}; tables: {names}") from error
 
 
 def _empty(name: str) -> pa.Table:
     lake_columns = [pa.field(column, dtype) for column, (dtype, _) in LAKE_COLUMNS.items()]
     return pa.schema([*table_schema(name), *lake_columns]).empty_table()
-
-
-def _duckdb_type(dtype: pa.DataType) -> str:
-    if pa.types.is_list(dtype):
-        return _duckdb_type(dtype.value_type) + "[]"
-    names = {
-        "int64": "BIGINT",
-        "int32": "INTEGER",
-        "double": "DOUBLE",
-        "float": "FLOAT",
-        "string": "VARCHAR",
-        "bool": "BOOLEAN",
-    }
-    return names[str(dtype)]

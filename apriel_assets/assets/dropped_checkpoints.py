@@ -49,7 +49,8 @@ def build_dropped_checkpoint(
     seed: int,
 ) -> None:
     """A checkpoint that was put into the watched directory: accuracy, KL to the teacher, and speed."""
-    from apriel_assets.evaluation.accuracy import evaluate_task
+    from apriel_assets.evaluation.accuracy import evaluate_samples
+    from apriel_assets.evaluation.eval_rows import eval_rows
     from apriel_assets.evaluation.throughput import measure_throughput
     from apriel_assets.hybrid.any_checkpoint import load_any
     from apriel_assets.reporting.summary import leaderboard_table
@@ -62,11 +63,12 @@ def build_dropped_checkpoint(
     model, (teacher, tokenizer) = load_any(path), load_teacher_model(job)
     _check_vocabulary(path, model, teacher)
     common = {"model_name": name, "seed": seed, "progress": job.progress}
-    rows = [
-        evaluate_task(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
+    samples = [
+        evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
         for task in tasks
     ]
-    job.draft.tables["evals"] = pa.concat_tables(rows)
+    job.draft.tables["eval_samples"] = pa.concat_tables(samples)
+    job.draft.tables["evals"] = pa.concat_tables([eval_rows(own, accuracy) for own in samples])
     job.draft.tables["throughput"] = measure_throughput(
         model,
         throughput,
@@ -138,5 +140,6 @@ def dropped_checkpoints_asset(recipe: Recipe, assets: Mapping[str, AssetPlan]) -
         outside=files_of,
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
-        tables=("evals", "throughput", "checkpoints", "leaderboard"),
+        tables=("evals", "eval_samples", "throughput", "checkpoints", "leaderboard"),
+        revision="2",
     )

@@ -41,10 +41,11 @@ def build_evals(
     task: TaskSpec,
 ) -> None:
     """Generated accuracy and KL to the teacher on one task's test problems, with bootstrap intervals."""
-    from apriel_assets.evaluation.accuracy import evaluate_task
+    from apriel_assets.evaluation.accuracy import evaluate_samples
+    from apriel_assets.evaluation.eval_rows import eval_rows
 
     teacher, tokenizer = load_teacher_model(job)
-    rows = evaluate_task(
+    samples = evaluate_samples(
         load_evaluated(job, asset, placement),
         tokenizer,
         task,
@@ -54,7 +55,7 @@ def build_evals(
         seed=seed,
         progress=job.progress,
     )
-    job.draft.tables["evals"] = rows
+    job.draft.tables |= {"evals": eval_rows(samples, accuracy), "eval_samples": samples}
 
 
 def build_throughput(
@@ -108,7 +109,8 @@ def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[EvaluatedMo
             inputs=tuple(inputs),
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
-            tables=("evals",),
+            tables=("evals", "eval_samples"),
+            revision="2",
             sketch=sketch_evals,
             checks=(evals_check(recipe.evals.accuracy.num_problems), EVALS_REGRESSION_CHECK),
         )

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan, OnePartition, input_name
+from apriel_assets.assets.build_rows import build_row
 from apriel_assets.assets.described import definition_metadata, description, freshness, kinds, stage, tags
 from apriel_assets.assets.launch import launched_build
 from apriel_assets.assets.records import latest_materializations, recorded_address
@@ -106,8 +107,9 @@ def _bring_up(
     step = plan.key + (f"[{partition}]" if partition else "")
     context.log.info("%s: %s %s", step, "built" if built else "found in the store", artifact.path)
     tables = {name: artifact.table(name) for name in artifact.table_names}
+    published = {**tables, "builds": build_row(artifact)}
     home.lake.publish(
-        tables, recipe=plan.recipe, asset=plan.key, version=artifact.data_version, partition=partition
+        published, recipe=plan.recipe, asset=plan.key, version=artifact.data_version, partition=partition
     )
     return artifact, materialization_metadata(plan, artifact, built, tables)
 

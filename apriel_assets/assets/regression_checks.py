@@ -5,6 +5,8 @@ from typing import Any
 
 from apriel_assets.assets.asset_plan import Check, Verdict
 from apriel_assets.evaluation.change import Measured, change, is_worse
+from apriel_assets.evaluation.comparison import paired_change
+from apriel_assets.evaluation.paired import Difference
 from resources.artifact_store import Artifact
 
 _COMPARED_ALIKE = ("accuracy", "seed")  # recipe keys that decide which problems are asked, and how
@@ -16,11 +18,23 @@ def _evals(artifact: Artifact, before: Artifact | None) -> Verdict:
     slices = [one.provenance["recipe_slice"] for one in (artifact, before)]
     if changed := [key for key in _COMPARED_ALIKE if slices[0].get(key) != slices[1].get(key)]:
         return None, {"note": f"evaluated otherwise than before: {', '.join(changed)}"}
+    found = _changes(artifact, before)
+    worse = [
+        name
+        for name, own in found.items()
+        if is_worse(own, higher_is_better=name == "accuracy")
+        and (not isinstance(own, Difference) or own.is_detected())
+    ]
+    return not worse, _figures(found, worse)
+
+
+def _changes(artifact: Artifact, before: Artifact) -> Mapping[str, Measured]:
+    """Return each metric's change: problem by problem where both artifacts keep them, else from the intervals."""
+    if all("eval_samples" in one.table_names for one in (artifact, before)):
+        return paired_change(artifact.table("eval_samples"), before.table("eval_samples"))
     old = {row["metric"]: _measured(row) for row in before.table("evals").to_pylist()}
     new = {row["metric"]: _measured(row) for row in artifact.table("evals").to_pylist()}
-    found = {metric: change(value, old[metric]) for metric, value in new.items() if metric in old}
-    worse = [name for name, own in found.items() if is_worse(own, higher_is_better=name == "accuracy")]
-    return not worse, _figures(found, worse)
+    return {metric: change(value, old[metric]) for metric, value in new.items() if metric in old}
 
 
 def _leaderboard(artifact: Artifact, before: Artifact | None) -> Verdict:

@@ -18,10 +18,13 @@ PAGE = "report.html"
 
 
 def build_leaderboard(job: Job, *, models: tuple[str, ...], tasks: tuple[str, ...]) -> None:
-    """One row per model: quality with its interval, KL, speed-up, tokens."""
+    """One row per model: quality with its interval, places that paired tests leave open, KL, speed-up, tokens."""
+    from apriel_assets.evaluation.ranking import accuracy_places
     from apriel_assets.reporting.summary import leaderboard_table
 
-    job.draft.tables["leaderboard"] = leaderboard_table(input_tables(job))
+    tables = input_tables(job)
+    places = accuracy_places(tables["eval_samples"])
+    job.draft.tables["leaderboard"] = leaderboard_table(tables, places)
 
 
 def build_report(job: Job, *, recipe: str) -> None:
@@ -72,6 +75,7 @@ def result_assets(
         kinds=("parquet",),
         recipe=recipe.name,
         tables=("leaderboard",),
+        revision="2",
         sketch=sketch_leaderboard,
         checks=(LEADERBOARD_CHECK, LEADERBOARD_REGRESSION_CHECK),
     )

@@ -5,8 +5,8 @@ distribution and tells two checkpoints apart long before. Both have intervals ov
 """
 
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from apriel_assets.distillation.batches import Traces, length_sorted_batches
 from apriel_assets.distillation.causal_lm import final_hidden_states, lm_head
 from apriel_assets.distillation.losses import TeacherHead, token_divergences
-from apriel_assets.evaluation.bootstrap import mean_interval
 from apriel_assets.evaluation.config import EvalConfig
-from apriel_assets.evaluation.generation import evaluating, generate
+from apriel_assets.evaluation.eval_rows import eval_rows
+from apriel_assets.evaluation.generation import Completion, evaluating, generate
 from apriel_assets.evaluation.tasks.problems import Problem, make_problems, verify
 from apriel_assets.evaluation.tasks.specs import Split, TaskSpec
 from apriel_assets.progress import Progress, silent
@@ -40,41 +40,82 @@ def evaluate_task(
 ) -> pa.Table:
     """Return `evals` rows of one task: accuracy, and with a teacher the KL both ways.
 
+    What `evaluate_samples` returns, averaged over problems; its arguments and errors.
+    """
+    samples = evaluate_samples(
+        model,
+        tokenizer,
+        task,
+        config,
+        model_name=model_name,
+        teacher=teacher,
+        split=split,
+        seed=seed,
+        progress=progress,
+    )
+    return eval_rows(samples, config)
+
+
+def evaluate_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: TaskSpec,
+    config: EvalConfig,
+    *,
+    model_name: str,
+    teacher: PreTrainedModel | None = None,
+    split: Split = "test",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> pa.Table:
+    """Return `eval_samples` rows of one task: each problem's completion, verdict and KL to the teacher.
+
     Args:
         model: what is evaluated.
         tokenizer: its tokenizer, and the teacher's.
         task: gives the problems.
         config: how many problems, how long the completions.
         model_name: goes into the rows.
-        teacher: what the divergences are measured against; None: no such rows.
+        teacher: what the divergences are measured against; None: they are null.
         split: which of the task's problems.
-        seed: of the problem draw and of the bootstrap.
+        seed: of the problem draw.
         progress: called with answered and all problems.
 
     Raises:
         UserError: too few problems, a prompt that does not fit, another vocabulary than the teacher's.
     """
     problems = make_problems(task, split, config.num_problems, seed)
-    correct = answer_problems(model, tokenizer, task, problems, config, progress=progress)
-    figures: dict[str, tuple[Any, Any]] = {"accuracy": (correct, None)}
-    if teacher is not None:
-        traces = Traces.from_problems(problems, tokenizer)
-        reverse, forward, owners = divergences_per_token(model, teacher, traces)
-        figures |= {"reverse_kl_nats": (reverse, owners), "forward_kl_nats": (forward, owners)}
-    rows = []
-    draws = {"confidence": config.confidence, "resamples": config.resamples, "seed": seed}
-    for metric, (values, groups) in figures.items():
-        mean, low, high = mean_interval(values, groups=groups, **draws)
-        row = {
+    answers = _answers(model, tokenizer, [(task, problems)], config, progress)
+    rows = [
+        {
             "model": model_name,
             "task": task.task,
-            "metric": metric,
-            "value": mean,
-            "low": low,
-            "high": high,
+            "problem_id": problem.problem_id,
+            "correct": correct,
+            "tokens": len(completion.token_ids),
+            "finished": completion.finished,
+            "completion": completion.text,
+            "seed": seed,
         }
-        rows.append({**row, "num_problems": len(problems), "seed": seed})
-    return to_table("evals", rows)
+        for problem, (correct, completion) in zip(problems, answers, strict=True)
+    ]
+    if teacher is not None:
+        traces = Traces.from_problems(problems, tokenizer)
+        for row, figures in zip(rows, _divergences(model, teacher, traces), strict=True):
+            row |= figures
+    return to_table("eval_samples", rows)
+
+
+def _divergences(
+    model: PreTrainedModel, teacher: PreTrainedModel, traces: Traces
+) -> list[dict[str, float | int]]:
+    """Return each trace's tokens and mean KL both ways."""
+    reverse, forward, owners = (part.numpy() for part in divergences_per_token(model, teacher, traces))
+    tokens = np.bincount(owners)
+    means = (np.bincount(owners, weights=values) / tokens for values in (reverse, forward))
+    names = ("trace_tokens", "reverse_kl_nats", "forward_kl_nats")
+    columns = [values.tolist() for values in (tokens, *means)]
+    return [dict(zip(names, figures, strict=True)) for figures in zip(*columns, strict=True)]
 
 
 def answer_problems(
@@ -99,6 +140,17 @@ def answer_tasks(
     progress: Progress = silent,
 ) -> list[bool]:
     """Return the verdicts on several tasks' problems, task after task; all are generated together."""
+    return [correct for correct, _ in _answers(model, tokenizer, asked, config, progress)]
+
+
+def _answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[tuple[TaskSpec, Sequence[Problem]]],
+    config: EvalConfig,
+    progress: Progress,
+) -> list[tuple[bool, Completion]]:
+    """Return the verdict on each problem's greedy completion, and that."""
     pairs = [(task, problem) for task, problems in asked for problem in problems]
     completions = generate(
         model,
@@ -110,7 +162,7 @@ def answer_tasks(
         progress=progress,
     )
     return [
-        verify(task, problem, samples[0].text)
+        (verify(task, problem, samples[0].text), samples[0])
         for (task, problem), samples in zip(pairs, completions, strict=True)
     ]
 

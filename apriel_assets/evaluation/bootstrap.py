@@ -49,13 +49,18 @@ def mean_interval(
         np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     )
     sums, sizes = np.bincount(index, weights=values), np.bincount(index)
-    means = _resampled_means(sums, sizes, resamples, np.random.default_rng(seed))
+    means = resampled_means(sums, sizes, resamples, np.random.default_rng(seed))
+    return float(values.mean()), *percentile_interval(means, confidence)
+
+
+def percentile_interval(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return lower and upper end of the middle `confidence` of the resampled means, `[resamples]`."""
     tail = 50 * (1 - confidence)
     low, high = np.percentile(means, [tail, 100 - tail])
-    return float(values.mean()), float(low), float(high)
+    return float(low), float(high)
 
 
-def _resampled_means(
+def resampled_means(
     sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the mean of each resample, `[resamples]`; `sums` and `sizes` are per group, `[num_groups]`."""

@@ -6,17 +6,25 @@ from typing import Any
 
 import pyarrow as pa
 
+from apriel_assets.evaluation.ranking import Place
 from apriel_assets.tables.schemas import to_table
 
 Tables = Mapping[str, pa.Table]
 Row = dict[str, Any]
 
 _KINDS = ("teacher", "progressive", "sft", "merge", "placement", "release")
+SUMMARY_TABLES = (
+    "checkpoints",
+    "evals",
+    "throughput",
+    "audit",
+    "candidates",
+)  # what the printed summary reads
 _SOURCES = ("supernet", "matryoshka")  # what models are cut from; not models that anybody runs
 _ABSENT = "-"
 
 
-def leaderboard_table(tables: Tables) -> pa.Table:
+def leaderboard_table(tables: Tables, places: Mapping[str, Place] | None = None) -> pa.Table:
     """Return the `leaderboard` table: teacher first, then H-k by layers replaced, then fine-tuned, merged, each
     budget's placement, and what is released.
 
@@ -24,6 +32,7 @@ def leaderboard_table(tables: Tables) -> pa.Table:
 
     Args:
         tables: `checkpoints`, `evals` and `throughput`, as far as they exist.
+        places: by model, from the paired tests; null where absent.
     """
     evals, throughput = table_rows(tables, "evals"), table_rows(tables, "throughput")
     rows = []
@@ -31,6 +40,8 @@ def leaderboard_table(tables: Tables) -> pa.Table:
     for checkpoint in sorted(models, key=_position):
         row = {name: checkpoint[name] for name in ("model", "kind", "num_replaced", "seconds")}
         row["tokens"] = checkpoint["total_tokens"]
+        if (place := (places or {}).get(checkpoint["model"])) is not None:
+            row |= {"place_best": place.best, "place_worst": place.worst}
         rows.append(row | _quality(checkpoint["model"], evals) | _speed(checkpoint["model"], throughput))
     return to_table("leaderboard", rows)
 

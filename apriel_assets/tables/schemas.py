@@ -6,6 +6,7 @@ The lake adds `recipe` (name) and `version` (data version of the asset that wrot
 import pyarrow as pa
 
 from apriel_assets.tables.automation_schemas import AUTOMATION_TABLES
+from apriel_assets.tables.record_schemas import RECORD_TABLES
 
 TableSpec = dict[str, tuple[pa.DataType, str]]
 
@@ -247,7 +248,10 @@ TABLES: dict[str, TableSpec] = {
         "modelled_decode_speedup": (_FLOAT, "decode bytes of the all-FA model over its own, there"),
         "tokens": (_INT, "loss-carrying tokens of this checkpoint's training and all before it"),
         "seconds": (_FLOAT, "training wall time of its own stage"),
+        "place_best": (_INT, "best place by accuracy that the paired tests leave open, 1 = first"),
+        "place_worst": (_INT, "worst place that they leave open (the same: told from all other models)"),
     },
+    **RECORD_TABLES,
     **AUTOMATION_TABLES,
 }
 

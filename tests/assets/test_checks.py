@@ -17,6 +17,7 @@ from apriel_assets.assets.checks import (
     evals_check,
 )
 from apriel_assets.assets.regression_checks import EVALS_REGRESSION_CHECK, LEADERBOARD_REGRESSION_CHECK
+from tests.evaluation.sample_rows import sample_rows
 
 
 def losses(*values):
@@ -181,6 +182,28 @@ def test_evals_regress_when_the_whole_interval_is_worse(after, passed, worse, ma
     assert verdict is passed
     assert figures.get("worse") == worse
     assert EVALS_REGRESSION_CHECK.passes(now, None)[0] is True
+
+
+def answered(*, wrong, kl=0.1):
+    rows = sample_rows("h4", [0] * wrong + [1] * (60 - wrong), kl=kl)
+    return {"tables": {"eval_samples": rows}, "recipe_slice": {"seed": 0}}
+
+
+@pytest.mark.parametrize(
+    ("after", "passed", "worse"),
+    [
+        (answered(wrong=5), True, None),  # the same
+        (answered(wrong=9), True, None),  # four more: a coin does as much
+        (answered(wrong=15), False, "accuracy"),  # ten more, of intervals that overlap
+        (answered(wrong=5, kl=0.2), False, "reverse_kl_nats, forward_kl_nats"),
+        (answered(wrong=5, kl=0.1 + 1e-8), True, None),  # rounding
+    ],
+)
+def test_evals_that_keep_their_problems_are_compared_problem_by_problem(after, passed, worse, make_artifact):
+    verdict, figures = EVALS_REGRESSION_CHECK.passes(
+        make_artifact(**after), make_artifact(**answered(wrong=5))
+    )
+    assert (verdict, figures.get("worse")) == (passed, worse)
 
 
 def ranked(**accuracies):

@@ -2,6 +2,8 @@
 
 import threading
 
+import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from apriel_assets.errors import UserError
@@ -108,3 +110,30 @@ def test_prune_drops_what_the_recipe_no_longer_has(lake):
 def test_empty_home_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="apriel run"):
         Lake(tmp_path).query("select 1")
+
+
+def test_file_of_an_older_version_shows_null_in_columns_that_it_lacks(lake):
+    path = next(lake.home.glob("lake/evals/r/*.parquet"))
+    pq.write_table(pq.read_table(path).drop_columns(["seed"]), path)
+    assert lake.query("select distinct seed, value from evals")[1] == [(None, 1.0)]
+    lake.rebuild_catalog()
+    assert lake.query("select distinct seed, value from evals")[1] == [(None, 1.0)]
+
+
+def test_catalog_of_another_version_is_written_anew(lake):
+    with duckdb.connect(str(lake.home / "catalog.duckdb")) as connection:
+        connection.execute("CREATE OR REPLACE MACRO catalog_revision() AS 'older'; DROP VIEW ranking")
+    assert lake.query("from ranking")[1] == []
+
+
+def test_views_and_macros_cannot_be_replaced(lake):
+    for sql in ("create or replace macro mcnemar_p(a, b) as 0", "drop view ranking"):
+        with pytest.raises(UserError, match="only queries"):
+            lake.query(sql)
+
+
+def test_arrow_takes_parameters(lake):
+    found = lake.arrow("select count(*) as n from evals where model = $model", {"model": "h4"})
+    assert found.column("n").to_pylist() == [3]
+    with pytest.raises(UserError, match="refused"):
+        lake.arrow("from nowhere")

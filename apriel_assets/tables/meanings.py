@@ -1,0 +1,27 @@
+"""What one row of each result table is: the comment that the catalog and the documentation show."""
+
+TABLE_MEANINGS: dict[str, str] = {
+    "completions": "One sampled completion of the teacher, as the log-prob store keeps it.",
+    "layer_scores": "One layer of the teacher: what is lost without its mixer (leave-one-out).",
+    "probes": "One layer that an H-k step could replace next, probed by a short distillation.",
+    "training": "One optimiser step of a checkpoint's training.",
+    "evals": "One metric of one model on one task, with its interval over problems.",
+    "throughput": "One timed point of one model: phase, context, batch.",
+    "checkpoints": "One checkpoint, or one named placement of it.",
+    "published": "One published figure to compare with.",
+    "mixer_costs": "One timed point of one mixer, beside full attention.",
+    "cost_check": "One placement's whole-model time, predicted and measured.",
+    "allocations": "One way to spend a budget: how many layers each mixer gets.",
+    "candidates": "One placement that the search scored.",
+    "search_curve": "One round of the search: the best value so far.",
+    "placements": "One finalist of a budget, chosen or runner-up.",
+    "audit": "One estimator's agreement with real generation.",
+    "audit_points": "One placement under one estimator, beside its real generation.",
+    "supernet_curves": "One fixed probe placement at one step of the supernet's training.",
+    "sharing": "One named placement of a matryoshka checkpoint: what it shares and adds.",
+    "leaderboard": "One model: quality, speed, training, and the places that the paired tests leave open.",
+    "eval_samples": "One problem answered by one model.",
+    "builds": "One built artifact: when, where, from which code, how long.",
+    "reevals": "One metric of one shipped model at one date of the schedule, beside the result before.",
+    "generations": "One candidate that was generated from because its score was in doubt.",
+}

@@ -1,0 +1,110 @@
+"""The DuckDB catalog of a lake: a view per result table, views and macros for common questions, comments on all."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from apriel_assets.tables.meanings import TABLE_MEANINGS
+from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema
+from apriel_assets.tables.views import FUNCTIONS, VIEWS
+from resources.artifact_store import digest
+from resources.atomic import temporary_name
+
+_REVISION = "catalog_revision"
+_TYPES = {
+    "int64": "BIGINT",
+    "int32": "INTEGER",
+    "double": "DOUBLE",
+    "float": "FLOAT",
+    "string": "VARCHAR",
+    "bool": "BOOLEAN",
+}
+
+
+def quoted(text: str) -> str:
+    """Return a SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def write_catalog(final: Path, lake: Path) -> None:
+    """Write the catalog beside the present one and swap it in.
+
+    Args:
+        final: the catalog's file.
+        lake: directory of the tables' files, absolute.
+    """
+    temporary = temporary_name(final)
+    try:
+        with duckdb.connect(str(temporary)) as connection:
+            connection.execute(";\n".join(["BEGIN", *_statements(lake), "COMMIT"]))
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def catalog_is_current(catalog: Path, lake: Path) -> bool:
+    """Return whether the catalog is of this version and of this lake.
+
+    Views hold absolute paths, so a home that was moved or copied needs them written anew.
+    """
+    with contextlib.suppress(duckdb.Error):
+        with duckdb.connect(str(catalog), read_only=True) as connection:
+            found = connection.execute(f"SELECT {_REVISION}()").fetchall()
+        return found == [(_revision(lake),)]
+    return False
+
+
+def _revision(lake: Path) -> str:
+    return digest([str(lake), *_definitions()])
+
+
+def _statements(lake: Path) -> list[str]:
+    tables = [_table_view(name, lake) for name in TABLES]
+    revision = f"CREATE MACRO {_REVISION}() AS {quoted(_revision(lake))}"
+    return [*tables, *_definitions(), revision]
+
+
+def _definitions() -> list[str]:
+    """Return what does not depend on which files there are: comments, macros, views, in an order that works."""
+    found = []
+    for name, columns in TABLES.items():
+        lake_columns = {column: text for column, (_, text) in LAKE_COLUMNS.items()}
+        meanings = {column: text for column, (_, text) in columns.items()} | lake_columns
+        found += _comments(name, TABLE_MEANINGS[name], meanings)
+    for name, function in FUNCTIONS.items():
+        found.append(f"CREATE MACRO {name}({', '.join(function.parameters)}) AS {function.sql}")
+        found.append(f"COMMENT ON MACRO {name} IS {quoted(function.meaning)}")
+    for name, view in VIEWS.items():
+        if view.parameters:
+            found.append(f"CREATE MACRO {name}({', '.join(view.parameters)}) AS TABLE {view.sql}")
+            found.append(f"COMMENT ON MACRO TABLE {name} IS {quoted(view.meaning)}")
+        else:
+            found.append(f"CREATE VIEW {name} AS {view.sql}")
+            found += _comments(name, view.meaning, view.columns)
+    return found
+
+
+def _comments(view: str, meaning: str, columns: dict[str, str]) -> list[str]:
+    own = f'COMMENT ON VIEW "{view}" IS {quoted(meaning)}'
+    return [
+        own,
+        *(f'COMMENT ON COLUMN "{view}"."{column}" IS {quoted(text)}' for column, text in columns.items()),
+    ]
+
+
+def _table_view(name: str, lake: Path) -> str:
+    fields = [*table_schema(name), *(pa.field(column, dtype) for column, (dtype, _) in LAKE_COLUMNS.items())]
+    columns = ", ".join(f'NULL::{_type(field.type)} AS "{field.name}"' for field in fields)
+    source = f"SELECT {columns} WHERE false"
+    if any((lake / name).glob("*/*.parquet")):
+        files = quoted(str(lake / name / "*" / "*.parquet"))
+        # By name, after the schema: files of an older version lack columns, and every column must be there.
+        source += f" UNION ALL BY NAME SELECT * FROM read_parquet({files}, union_by_name = true)"
+    return f'CREATE VIEW "{name}" AS {source}'
+
+
+def _type(dtype: pa.DataType) -> str:
+    return _type(dtype.value_type) + "[]" if pa.types.is_list(dtype) else _TYPES[str(dtype)]
