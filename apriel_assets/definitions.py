@@ -18,13 +18,13 @@ from apriel_assets.assets.generations import GENERATIONS, generations_asset
 from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
 from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
 from apriel_assets.assets.materialize import to_dagster
-from apriel_assets.assets.publishing import publish_missing
+from apriel_assets.assets.publishing import tidy_lake
 from apriel_assets.assets.reevals import REEVALS, reeval_assets
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.errors import UserError
 from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
-from apriel_assets.planning.plan import Plan, make_plan
+from apriel_assets.planning.plan import make_plan
 from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_checks import check_layers_named
 from resources.artifact_store import ArtifactStore
@@ -143,12 +143,6 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     recipe, assets = loaded.recipe, loaded.assets
     added = automation_assets(recipe, assets)
     planned = build_defs(recipe, home, assets)
-    lake = Lake(home)
-    places = [(key, partition) for key, own in assets.items() for partition in own.partition_keys]
-
-    def tidy(plan: Plan) -> None:
-        lake.prune(recipe.name, places)
-        publish_missing(lake, assets, plan.fresh)
 
     def problem() -> str | None:
         return loaded.problem_now(plan_assets, lambda now: code_location(now, home))
@@ -161,7 +155,7 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
         assets=assets,
         plan=lambda instance: make_plan(assets, planned, instance, ArtifactStore(home)),
         not_now=not_now,
-        tidy=tidy,
+        tidy=lambda plan: tidy_lake(Lake(home), recipe.name, assets, plan.fresh),
     )
     joined = dg.Definitions(
         assets=[_to_dagster(recipe, plan) for plan in added.values()],
@@ -171,7 +165,8 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     # Dagster is pinned, so its note that this may still change says nothing to a user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.PreviewWarning)
-        found = dg.Definitions.merge(planned, joined, _watch(loaded, home, problem)).with_reconstruction_metadata(loaded.pinned())
+        merged = dg.Definitions.merge(planned, joined, _watch(loaded, home, problem))
+        found = merged.with_reconstruction_metadata(loaded.pinned())
     found.get_repository_def()  # else what Dagster refuses would come out only after this was taken for good
     return found
 
@@ -203,7 +198,8 @@ def _sensors(
 
 
 def _schedules(recipe: Recipe, added: Mapping[str, AssetPlan]) -> list[dg.ScheduleDefinition]:
-    return [] if recipe.evals.cron is None else [reevaluation_schedule(_reevaluated(added), recipe.evals.cron)]
+    again = _reevaluated(added)
+    return [] if recipe.evals.cron is None else [reevaluation_schedule(again, recipe.evals.cron)]
 
 
 def _reevaluated(added: Mapping[str, AssetPlan]) -> list[AssetPlan]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan
+from apriel_assets.assets.publishing import tidy_lake
 from apriel_assets.definitions import build_defs, plan_assets
 from apriel_assets.planning.execute import bring_up_to_date
 from apriel_assets.planning.from_capacity import capacity_estimate
@@ -73,10 +74,11 @@ class Workspace:
         plan = self.plan(selection)
         # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
         save_recipe(self.recipe, self.home)
-        self.lake.prune(
-            self.recipe.name,
-            ((key, partition) for key, asset in self.assets.items() for partition in asset.partition_keys),
-        )
+
+        def planned(found: Plan) -> None:
+            tidy_lake(self.lake, self.recipe.name, self.assets, found.fresh)
+            on_plan(found)
+
         return bring_up_to_date(
             self.assets,
             self.defs,
@@ -84,7 +86,7 @@ class Workspace:
             self.store,
             selection=selection,
             plan=plan,
-            on_plan=on_plan,
+            on_plan=planned,
         )
 
     def report_is_current(self) -> bool:

@@ -19,10 +19,16 @@ from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema, to_
 from apriel_assets.tables.views import VIEWS
 from resources.atomic import replaced_file
 from resources.catalog import catalog_is_current, quoted, write_catalog
+from resources.file_hashes import stamp
 
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
+_ADDRESS = b"address"  # in a file's footer: of the artifact that its rows are from
 _ADDED = "automation."  # how names of the files of what sensors and schedules asked for begin
+
+
+# What this process knows of the lake's files: path -> (stamp, artifact's address).
+_addresses: dict[Path, tuple[list[int], str | None]] = {}
 
 
 def _file_name(asset: str, partition: str | None) -> str:
@@ -43,23 +49,36 @@ class Lake:
         asset: str,
         version: str,
         partition: str | None = None,
+        address: str = "",
     ) -> None:
-        """Replace what `asset` holds in each table by these rows."""
+        """Replace what `asset` holds in each table by these rows, which the artifact at `address` has."""
         for name, rows in tables.items():
             for column, value in (("recipe", recipe), ("version", version)):
                 rows = rows.append_column(column, pa.array([value] * rows.num_rows, LAKE_COLUMNS[column][0]))
-            final = self.home / "lake" / name / recipe / _file_name(asset, partition)
+            rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _ADDRESS: address.encode()})
+            final = self._file(name, recipe, asset, partition)
             first = not any((self.home / "lake" / name).glob("*/*.parquet"))
             with replaced_file(final) as temporary:
                 pq.write_table(rows, temporary)
             if first:
                 self.rebuild_catalog()
 
+    def holds(
+        self, tables: Iterable[str], recipe: str, asset: str, partition: str | None, address: str
+    ) -> bool:
+        """Return whether all of these tables show what the artifact at `address` has."""
+        # Not the data version: two rankings that order alike share one, and differ in their scores.
+        files = (self._file(name, recipe, asset, partition) for name in tables)
+        return all(_address_in(path) == address for path in files)
+
+    def _file(self, table: str, recipe: str, asset: str, partition: str | None) -> Path:
+        return self.home / "lake" / table / recipe / _file_name(asset, partition)
+
     def prune(self, recipe: str, keep: Iterable[tuple[str, str | None]]) -> list[str]:
         """Drop rows of assets (and partitions) that the recipe no longer has; return the names of their files.
 
-        Nothing is lost: the artifacts keep their tables and are published again if the recipe returns. What sensors
-        and schedules added is in no recipe's plan and stays.
+        Nothing is lost: the artifacts keep their tables, and `tidy_lake` shows them again when the recipe has them
+        back. What sensors and schedules added is in no recipe's plan and stays.
         """
         kept = {_file_name(asset, partition) for asset, partition in keep}
         files = self.home.glob(f"lake/*/{recipe}/*.parquet")
@@ -134,6 +153,18 @@ class Lake:
                 lines = str(error).splitlines()
                 names = ", ".join([*TABLES, *VIEWS])
                 raise UserError(f"SQL refused: {lines[0]}; tables: {names}") from error
+
+
+def _address_in(path: Path) -> str | None:
+    """Return the artifact whose rows a file has; None: there is no file, or it does not say so."""
+    try:
+        seen = stamp(path)
+        if _addresses.get(path, ([], None))[0] != seen:
+            found = (pq.read_metadata(path).metadata or {}).get(_ADDRESS)
+            _addresses[path] = (seen, found.decode() if found else None)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return _addresses[path][1]
 
 
 def _empty(name: str) -> pa.Table:

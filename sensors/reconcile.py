@@ -32,7 +32,7 @@ class Reconciling:
     assets: Mapping[str, AssetPlan]
     plan: Callable[[dg.DagsterInstance], Plan]
     not_now: Callable[[dg.DagsterInstance], str | None]  # why nothing may be asked for at present
-    tidy: Callable[[], object]  # drops table rows of what the recipe no longer has
+    tidy: Callable[[Plan], object]  # makes the tables show what the recipe has
 
 
 def reconcile_sensor(what: Reconciling, settings: AutomationSection) -> dg.SensorDefinition:
@@ -52,7 +52,6 @@ def reconcile_sensor(what: Reconciling, settings: AutomationSection) -> dg.Senso
     def reconcile(context: dg.SensorEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         if reason := what.not_now(context.instance):
             return dg.SkipReason(reason)
-        what.tidy()
         now, events = time.time(), context.instance.event_log_storage.get_maximum_record_id()
         if idle.holds(events, now):
             return dg.SkipReason(_summary(()))
@@ -60,6 +59,7 @@ def reconcile_sensor(what: Reconciling, settings: AutomationSection) -> dg.Senso
         # Before the plan: a run that ends while it is made must not look as if nobody had ever worked on its assets.
         busy = assets_in_flight(context.instance)
         plan = what.plan(context.instance)
+        what.tidy(plan)
         if not plan.rows:
             idle.since(events, now)
         found, reasons = due_requests(what.assets, plan, context.instance, past, busy)

@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan, OnePartition, input_name
-from apriel_assets.assets.build_rows import build_row
 from apriel_assets.assets.described import definition_metadata, description, freshness, kinds, stage, tags
 from apriel_assets.assets.launch import launched_build
+from apriel_assets.assets.publishing import publish
 from apriel_assets.assets.records import latest_materializations, recorded_address
 from apriel_assets.assets.shown import check_results, check_specs, materialization_metadata
 from apriel_assets.errors import UserError
@@ -106,11 +106,7 @@ def _bring_up(
     artifact, built = home.store.get_or_create(plan.key, address, provenance, build)
     step = plan.key + (f"[{partition}]" if partition else "")
     context.log.info("%s: %s %s", step, "built" if built else "found in the store", artifact.path)
-    tables = {name: artifact.table(name) for name in artifact.table_names}
-    published = {**tables, "builds": build_row(artifact)}
-    home.lake.publish(
-        published, recipe=plan.recipe, asset=plan.key, version=artifact.data_version, partition=partition
-    )
+    tables = publish(home.lake, plan, partition, artifact)
     return artifact, materialization_metadata(plan, artifact, built, tables)
 
 

@@ -18,7 +18,7 @@ def steady(monkeypatch):
     from apriel_assets.loaded_recipe import LoadedRecipe
     from apriel_assets.reporting import report
 
-    monkeypatch.setattr(LoadedRecipe, "problem_now", lambda self, resolve: None)
+    monkeypatch.setattr(LoadedRecipe, "problem_now", lambda self, *given: None)
     # Drawing takes seconds at every edit and has tests of its own.
     monkeypatch.setattr(report, "render_report", lambda tables, recipe, provenance: f"<p>{recipe}</p>")
 
@@ -171,6 +171,14 @@ def test_rows_of_what_the_recipe_no_longer_has_leave_the_tables(locate, steady, 
     location.look(SENSOR)
     files = {path.name for path in home.glob("lake/placements/tiny/*.parquet")}
     assert files == {"finalists@90.parquet"}
+
+
+def test_rows_of_what_the_recipe_has_again_come_back(locate, steady, home):
+    before = {path.name: path.read_bytes() for path in home.glob("lake/evals/tiny/*.parquet")}
+    locate("evals.tasks=[recall]").look(SENSOR)
+    assert before.keys() > {path.name for path in home.glob("lake/evals/tiny/*.parquet")}
+    assert locate().look(SENSOR).skip_message == "everything is up to date"
+    assert {path.name: path.read_bytes() for path in home.glob("lake/evals/tiny/*.parquet")} == before
 
 
 def test_off_unless_the_recipe_says_so(locate):
