@@ -4,18 +4,20 @@ Not part of the recipe's plan: the schedule asks for a partition, which is a dat
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from apriel_assets.assets.asset_plan import AssetPlan, Check, Job, OnePartition, Verdict
+from apriel_assets.assets.asset_plan import AssetPlan, Check, Job, OnePartition, Verdict, input_name
 from apriel_assets.assets.evals import EvaluatedModel, load_evaluated
 from apriel_assets.assets.loading import load_teacher_model
-from apriel_assets.assets.task_keys import file_digests
+from apriel_assets.assets.task_keys import file_digests, task_key
 from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.recipe import Recipe
-from resources.artifact_store import Artifact
+from apriel_assets.slices import hashed_values
+from resources.artifact_store import Artifact, ArtifactStore, digest
 from resources.lake import Lake
 
 REEVALS = "automation/reevals/"
@@ -45,6 +47,8 @@ def build_reeval(
     for task in tasks:
         # Loaded for each task: two models in turn may share one checkpoint, which is loaded once.
         student = load_evaluated(job, asset, placement)
+        settings = {"accuracy": accuracy, "seed": seed, "placement": placement}
+        alike = compared_by(hashed_values(settings), _input_versions(job), asset, task_key(task))
         rows = evaluate_task(
             student,
             tokenizer,
@@ -55,16 +59,51 @@ def build_reeval(
             seed=seed,
             progress=job.progress,
         )
-        found += rows.to_pylist()
-    rows = reeval_rows(job.partition, found, last_results(Lake(job.home), recipe, model, job.partition))
+        found += [{**row, **alike} for row in rows.to_pylist()]
+    rows = reeval_rows(job.partition, found, last_results(job.home, recipe, asset, model, job.partition))
     job.draft.tables["reevals"] = rows
     job.draft.figures["num_drifted"] = sum(rows.column("drifted").to_pylist())
 
 
-def last_results(lake: Lake, recipe: str, model: str, date: str) -> list[dict[str, Any]]:
-    """Return all results of a model before a date, those of `evals` included."""
+def _input_versions(job: Job) -> dict[str, str]:
+    return {
+        input_name(key, partition): artifact.data_version
+        for key, partitions in job.inputs.items()
+        for partition, artifact in partitions.items()
+    }
+
+
+def compared_by(
+    settings: Mapping[str, Any], inputs: Mapping[str, str], checkpoint: str, task: str
+) -> dict[str, str]:
+    """Return the columns by which two results can be compared: equal weights, asked alike.
+
+    Args:
+        settings: accuracy, seed and placement, as hashed for a code version.
+        inputs: data version of each input of the evaluation.
+        checkpoint: which input is what is evaluated.
+        task: partition key of the task in `evals`.
+    """
+    others = {name: version for name, version in inputs.items() if name != checkpoint}
+    asked = [settings["accuracy"], settings["seed"], settings["placement"], others, task]
+    return {"checkpoint_version": inputs[checkpoint], "settings": digest(asked)}
+
+
+def last_results(home: Path, recipe: str, asset: str, model: str, date: str) -> list[dict[str, Any]]:
+    """Return all results of a model before a date, those of `evals` included, with what they are compared by.
+
+    Rows of `evals` of which the artifact is gone are left out: nobody knows what they were made from.
+    """
+    lake = Lake(home)
+    made = {own["data_version"]: own for own in ArtifactStore(home).provenances(f"evals/{model}")}
+    first = []
+    for row in _of(lake.read("evals", recipe), model):
+        if (own := made.get(row["version"])) and asset in own["inputs"]:
+            first.append({**row, **compared_by(own["recipe_slice"], own["inputs"], asset, own["partition"])})
     earlier = _of(lake.read("reevals", recipe), model)
-    return [*_of(lake.read("evals", recipe), model), *(row for row in earlier if row["date"] < date)]
+    # Rows from before there were these columns are comparable with nothing.
+    known = [row for row in earlier if row["date"] < date and row.get("settings")]
+    return [*first, *known]
 
 
 def _of(rows: pa.Table, model: str) -> list[dict[str, Any]]:
@@ -131,6 +170,7 @@ def reeval_assets(recipe: Recipe, models: Sequence[EvaluatedModel]) -> list[Asse
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
             tables=("reevals",),
+            revision="2",
             checks=(DRIFT_CHECK,),
             fresh_by=recipe.evals.cron,
         )

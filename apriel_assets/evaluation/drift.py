@@ -24,22 +24,36 @@ def reeval_rows(date: str, rows: Iterable[Row], last: Sequence[Row]) -> pa.Table
 
     Args:
         date: of the new figures.
-        rows: `evals` rows, new.
-        last: earlier results of the same model, `reevals` or `evals` rows; per task and metric the latest counts, and
-            one without a date is older than any.
+        rows: `evals` rows, new, with `checkpoint_version` and `settings`.
+        last: earlier results, `reevals` or `evals` rows with the same two; of those with equal ones the latest counts.
+            One without a date is of `evals`, which are made once for equal ones, before they are made again.
     """
-    latest: dict[tuple[str, str], Row] = {}
+    latest: dict[tuple[str, ...], Row] = {}
     for row in sorted(last, key=lambda row: row.get("date") or ""):
-        latest[row["task"], row["metric"]] = row
-    kept = ("model", "task", "metric", "value", "low", "high", "num_problems")
+        latest[_compared(row)] = row
+    kept = (
+        "model",
+        "task",
+        "metric",
+        "value",
+        "low",
+        "high",
+        "num_problems",
+        "checkpoint_version",
+        "settings",
+    )
     found = []
     for row in rows:
-        before = latest.get((row["task"], row["metric"]))
+        before = latest.get(_compared(row))
         found.append({key: row[key] for key in kept} | {"date": date, "drifted": is_outside(row, before)})
         if before is not None:
             found[-1] |= {f"last_{key}": before[key] for key in ("value", "low", "high")}
             found[-1]["last_date"] = before.get("date")
     return to_table("reevals", found)
+
+
+def _compared(row: Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("model", "task", "metric", "checkpoint_version", "settings"))
 
 
 def is_outside(row: Row, last: Row | None) -> bool:

@@ -14,7 +14,15 @@ AUTOMATION_TABLES: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         "low": (_FLOAT, "lower end of the 95% bootstrap interval over problems"),
         "high": (_FLOAT, "upper end of the 95% bootstrap interval over problems"),
         "num_problems": (_INT, "problems evaluated"),
-        "last_date": (_TEXT, "of the result that it is held against (null: the row of evals)"),
+        "checkpoint_version": (_TEXT, "data version of the checkpoint, as in the provenance of its artifact"),
+        "settings": (
+            _TEXT,
+            "hash of all else that decides a figure: teacher, placement, seed, problems, eval settings",
+        ),
+        "last_date": (
+            _TEXT,
+            "of the result of equal checkpoint and settings that it is held against (null: the row of evals)",
+        ),
         "last_value": (_FLOAT, "that result (null: there is none)"),
         "last_low": (_FLOAT, "lower end of its interval"),
         "last_high": (_FLOAT, "upper end of its interval"),

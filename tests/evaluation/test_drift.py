@@ -7,6 +7,7 @@ from apriel_assets.evaluation.drift import is_outside, reeval_rows
 
 def row(value, low=None, high=None, **more):
     known = {"model": "safe", "task": "recall", "metric": "accuracy", "num_problems": 8}
+    known |= {"checkpoint_version": "v1", "settings": "s1"}
     return {
         **known,
         "value": value,
@@ -44,6 +45,15 @@ def test_the_latest_result_counts_and_evals_are_older_than_any():
     assert (found["last_date"], found["last_value"], found["drifted"]) == ("2026-01-01", 0.9, False)
     (found,) = reeval_rows("2026-01-02", [row(0.9)], last[2:]).to_pylist()
     assert (found["last_date"], found["last_value"], found["drifted"]) == (None, 0.1, True)
+
+
+@pytest.mark.parametrize("other", [{"checkpoint_version": "v0"}, {"settings": "s0"}], ids=str)
+def test_other_weights_or_settings_are_no_predecessors(other):
+    last = [row(0.5), row(0.1, date="2026-01-01", **other)]
+    (found,) = reeval_rows("2026-01-02", [row(0.5)], last).to_pylist()
+    assert (found["last_value"], found["last_date"], found["drifted"]) == (0.5, None, False)
+    (found,) = reeval_rows("2026-01-02", [row(0.5)], last[1:]).to_pylist()
+    assert (found["last_value"], found["drifted"]) == (None, False)
 
 
 def test_other_tasks_and_metrics_are_no_predecessors():
