@@ -10,7 +10,9 @@ class WatchSection(Section):
 
     directory: str = Field(min_length=1)
     interval_s: int = Field(default=30, ge=1)  # between two looks
-    settle_s: float = Field(default=30, ge=0)  # a checkpoint is complete when nothing of it changed for so long
+    settle_s: float = Field(
+        default=30, ge=0
+    )  # a checkpoint is complete when nothing of it changed for so long
 
 
 class GenerationSection(Section):
