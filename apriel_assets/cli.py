@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from apriel_assets import interrupts
 from apriel_assets.errors import UserError
 
 app = typer.Typer(
@@ -63,12 +64,19 @@ def run(
     if dry_run:
         return plan(recipe, home, overlays, select, until, as_json)
     from apriel_assets import terminal
+    from apriel_assets.planning.plan import Plan
     from apriel_assets.workspace import open_workspace
+    from resources import listeners
 
     chosen, last = _patterns(select, "--select"), _patterns(until, "--until")
     with open_workspace(recipe, home, overlays or (), write=True) as workspace:
-        with terminal.run_display(quiet=as_json) as display:
-            done = workspace.run(chosen, until_patterns=last, on_plan=display.on_plan)
+        with listeners.listening(interrupts.heed), terminal.run_display(quiet=as_json) as display:
+
+            def on_plan(plan: Plan) -> None:
+                interrupts.heed()
+                display.on_plan(plan)
+
+            done = workspace.run(chosen, until_patterns=last, on_plan=on_plan)
         if as_json:
             _print_json({"home": str(workspace.home), "ran": [[row.asset, row.partition] for row in done]})
         else:
@@ -201,9 +209,10 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        print("apriel: interrupted; finished work is kept, run again to continue from there", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted()
     except Exception as error:
+        if interrupts.caused(error):
+            _end_interrupted()
         if problem := _storage_problem(error):
             print(f"apriel: {problem}", file=sys.stderr)
             sys.exit(2)
@@ -212,6 +221,11 @@ def exit_codes() -> Iterator[None]:
             raise
         print(f"apriel: {message()}; see `apriel --help`", file=sys.stderr)
         sys.exit(2)
+
+
+def _end_interrupted() -> NoReturn:
+    print("apriel: interrupted; finished work is kept, run again to continue from there", file=sys.stderr)
+    sys.exit(130)
 
 
 def _storage_problem(error: Exception) -> UserError | None:
@@ -228,7 +242,7 @@ def main() -> None:
     # else; threads that sleep at once make small operations, as in decoding, several times slower (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    with exit_codes():
+    with interrupts.caught(), exit_codes():
         result = app(standalone_mode=False)
         if result == 130:  # typer turns Ctrl-C into this return value
             raise KeyboardInterrupt

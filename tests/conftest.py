@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -131,3 +132,19 @@ def world(tiny_recipe_file, tmp_path_factory) -> Path:
     with open_workspace(str(tiny_recipe_file), home, write=True) as workspace:
         workspace.run()
     return home
+
+
+@pytest.fixture
+def apriel(monkeypatch, capsys):
+    """Run the command in this process; return exit code, stdout, stderr."""
+
+    from apriel_assets import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apriel", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call

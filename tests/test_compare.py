@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 
-from apriel_assets import cli
 from tests.tables.made_up_home import MODELS, write_home
 
 
@@ -19,15 +17,11 @@ def made_up(tmp_path_factory):
 
 
 @pytest.fixture
-def apriel(monkeypatch, capsys, made_up):
-    """Run the command on the made-up home in this process; return exit code, stdout, stderr."""
+def apriel(apriel, made_up):
+    """The command on the made-up home unless a test names another."""
 
     def call(*arguments, home=made_up):
-        monkeypatch.setattr(sys, "argv", ["apriel", *map(str, arguments), "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
+        return apriel(*arguments, "--home", home)
 
     return call
 

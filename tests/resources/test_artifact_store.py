@@ -1,5 +1,6 @@
 """Artifacts appear whole or not at all, keep their address, and show when they are damaged."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -219,9 +220,18 @@ BUILDER = """
 """
 
 
-def start_builder(home):
-    command = [sys.executable, "-c", textwrap.dedent(BUILDER), str(home)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def start_builder(store):
+    """Return a function that starts a process which builds one artifact; none outlives the test."""
+    command = [sys.executable, "-c", textwrap.dedent(BUILDER), str(store.home)]
+    with contextlib.ExitStack() as started:
+
+        def start():
+            process = started.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            started.callback(process.kill)
+            return process
+
+        yield start
 
 
 def wait_until(condition, seconds=30):
@@ -231,22 +241,27 @@ def wait_until(condition, seconds=30):
         time.sleep(0.01)
 
 
-def test_second_process_waits_for_the_first_and_finds_its_artifact(store):
-    processes = [start_builder(store.home) for _ in range(2)]
-    wait_until((store.home / "builds").exists)
+def builds(store):
+    path = store.home / "builds"
+    return path.read_text() if path.exists() else ""
+
+
+def test_second_process_waits_for_the_first_and_finds_its_artifact(store, start_builder):
+    processes = [start_builder() for _ in range(2)]
+    wait_until(lambda: builds(store) == "x")
     (store.home / "go on").touch()
     assert sorted(process.communicate(timeout=30)[0].strip() for process in processes) == ["False", "True"]
-    assert (store.home / "builds").read_text() == "x"
+    assert builds(store) == "x"
     assert list(store.home.glob("work/.locks/*")) == []
 
 
-def test_killed_builder_leaves_its_lock_to_the_next(store):
-    first = start_builder(store.home)
-    wait_until((store.home / "builds").exists)
-    second = start_builder(store.home)
+def test_killed_builder_leaves_its_lock_to_the_next(store, start_builder):
+    first = start_builder()
+    wait_until(lambda: builds(store) == "x")
+    second = start_builder()
     first.kill()
     first.communicate()
-    wait_until(lambda: (store.home / "builds").read_text() == "xx")
+    wait_until(lambda: builds(store) == "xx")
     (store.home / "go on").touch()
     assert second.communicate(timeout=30)[0].strip() == "True"
 

@@ -110,15 +110,16 @@ def test_what_a_finished_command_left_behind_is_ended(tree):
 def test_asker_that_dies_leaves_nothing(tree, number):
     command, pids = tree
     code = textwrap.dedent("""
-        import os, sys
+        import os, signal, sys
         from resources.launchers import process_group
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the test runner may ignore it, and children inherit that
         process_group.GRACE_S = 0.5
         process_group.ProcessGroup(sys.argv[1:], os.environ).wait(120)
     """)
     asker = subprocess.Popen([sys.executable, "-c", code, *command])
     processes = started(pids)
     os.kill(asker.pid, number)
-    asker.wait()
+    asker.wait(15)
     assert gone(processes)
 
 

@@ -1,0 +1,66 @@
+"""No Ctrl-C is lost and none is mistaken for a failure, whoever stands between the signal and the command line."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from apriel_assets import interrupts
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ignored_signals_interrupt_again_and_only_here(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.caught():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+        interrupts.heed()
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_another_handler_swallowed_is_heeded_once(number):
+    with interrupts.caught():
+        interrupts.heed("h1/h4", 1, 2, {})
+        signal.signal(number, lambda *_: None)
+        signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.heed()
+        interrupts.heed()
+
+
+def test_other_signals_go_unheeded():
+    kept = signal.signal(signal.SIGCHLD, lambda *_: None)
+    try:
+        with interrupts.caught():
+            signal.raise_signal(signal.SIGCHLD)
+            interrupts.heed()
+    finally:
+        signal.signal(signal.SIGCHLD, kept)
+
+
+def test_interrupt_that_a_library_renamed_is_one():
+    """DuckDB ends a query on Ctrl-C with a RuntimeError."""
+    code = textwrap.dedent("""
+        import os, signal, threading, duckdb
+        from apriel_assets import cli, interrupts
+        with interrupts.caught(), cli.exit_codes(), duckdb.connect() as connection:
+            connection.execute("set threads = 1")
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            connection.execute("select sum(range * range % 7) from range(1000000000000)")
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.startswith("apriel: interrupted")
+
+
+def test_failures_are_no_interrupts_even_in_a_circle():
+    error, cause = ValueError("wrapped"), OSError("disk")
+    error.__cause__, cause.__context__ = cause, error
+    assert not interrupts.caused(error)
