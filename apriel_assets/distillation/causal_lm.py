@@ -40,3 +40,14 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if hasattr(model, "decoder_layers"):
         return cast(Any, model).decoder_layers
     return cast(Any, model.base_model).layers
+
+
+def switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
+    """Compute decoder layers again in the backward pass instead of keeping their activations, or stop doing so."""
+    own = cast(Any, model)
+    # Later releases of transformers 5 have other names for both.
+    if on:
+        enable = getattr(own, "activation_checkpointing_enable", None) or own.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    else:
+        (getattr(own, "activation_checkpointing_disable", None) or own.gradient_checkpointing_disable)()

@@ -23,7 +23,8 @@ class DistillConfig:
 
     steps: int = 100  # optimiser steps
     batch_size: int = 16  # sequences per optimiser step, all micro-batches and processes together
-    gradient_accumulation: int = 1  # micro-batches per step; changes memory, not the result
+    # Micro-batches per step: changes memory and the last bits of sums, not the result.
+    gradient_accumulation: int = field(default=1, metadata=UNHASHED)
     loss: Loss = "reverse_kl"
     temperature: float = 1.0  # divides both sides' logits
     trains: Literal["all", "mixers"] = "all"  # mixers: only those that are not full attention
@@ -36,6 +37,9 @@ class DistillConfig:
     grad_clip_norm: float | None = 1.0  # None: no clipping
     max_tokens: int | None = None  # longest trace, prompt and completion together; None: any
     overlong: Overlong = "refuse"  # what happens to longer traces
+    # Layers are computed again in the backward pass instead of kept: less memory, a third more work.
+    activation_checkpointing: bool = field(default=False, metadata=UNHASHED)
+    compile: bool = False  # fuses MLPs and norms; for GPUs. Moves last bits
     save_every: int = field(default=100, metadata=UNHASHED)  # steps between resume points
 
     def __post_init__(self) -> None:

@@ -10,9 +10,14 @@ from transformers import PreTrainedModel
 
 from apriel_assets.distillation.causal_lm import lm_head
 from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.master_weights import MasterWeights
 from apriel_assets.errors import UserError
 
 _ADAM_BETAS = (0.9, 0.95)
+
+
+class MasterAdamW(MasterWeights, torch.optim.AdamW):
+    """AdamW with fp32 copies of weights of lower precision."""
 
 
 class StackedMuon(torch.optim.Muon):
@@ -53,6 +58,10 @@ class StackedMuon(torch.optim.Muon):
         rate = group["lr"] * math.sqrt(max(1, rows / columns))
         for parameter, update in zip(parameters, updates, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+
+class MasterMuon(MasterWeights, StackedMuon):
+    """Stacked Muon with fp32 copies of weights of lower precision."""
 
 
 def orthogonalize(
@@ -103,7 +112,7 @@ def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[tor
 
     Muon takes the weights of linear layers, which are the matrices whose singular values mean something.
     AdamW takes the rest: embeddings and heads (rows are tokens), norms, biases, convolutions, decay rates.
-    Only weights of linear layers decay.
+    Only weights of linear layers decay. Weights in bf16 or fp16 move as fp32 copies of theirs.
     """
     matrices = {id(weight) for weight in _layer_matrices(student)}
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -113,12 +122,12 @@ def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[tor
     optimizers: list[torch.optim.Optimizer] = []
     if inner and config.optimizer == "muon":
         optimizers.append(
-            StackedMuon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95)
+            MasterMuon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95)
         )
     elif inner:
         adam_groups.append({"params": inner, "weight_decay": config.weight_decay})
     if adam_groups:
-        optimizers.append(torch.optim.AdamW(adam_groups, lr=config.learning_rate, betas=_ADAM_BETAS))
+        optimizers.append(MasterAdamW(adam_groups, lr=config.learning_rate, betas=_ADAM_BETAS))
     return optimizers
 
 

@@ -4,7 +4,6 @@ One process on CPU, several GPUs under `accelerate launch`: the same code. The l
 tokens of the whole batch, however it is split over micro-batches and processes.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -24,15 +23,18 @@ from transformers import PreTrainedModel
 
 from apriel_assets.distillation.batch_loss import BatchLoss
 from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
-from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddings
+from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddings, switch_checkpointing
+from apriel_assets.distillation.compiling import compiled_blocks
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.distillation.losses import check_vocabularies
 from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
+from apriel_assets.distillation.out_of_memory import describe_out_of_memory
 from apriel_assets.distillation.resume import load_state, save_state
 from apriel_assets.errors import UserError
-from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement
+from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement, layer_map
 from apriel_assets.progress import Progress, silent
+from apriel_assets.slices import hashed_values
 from apriel_assets.tables.schemas import to_table
 
 logger = logging.getLogger(__name__)
@@ -86,12 +88,17 @@ def train(
     """
     if alignment is None and (teacher is None) != (config.loss == "cross_entropy"):
         raise UserError(f"loss {config.loss} {'needs a teacher' if teacher is None else 'takes no teacher'}")
+    if config.activation_checkpointing and mixer_matching:
+        raise UserError(
+            "mixer_matching compares outputs that activation_checkpointing would compute twice; use one"
+        )
     traces = traces.limited(config.max_tokens, config.overlong)
     traces.check_vocabulary(num_embeddings(student))
     requires_grad = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     was_training, active = student.training, getattr(student, "placement", None)
     try:
-        with torch.random.fork_rng():
+        models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
+        with torch.random.fork_rng(), compiled_blocks(*models) if config.compile else nullcontext():
             loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
             run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
             return run.train(resume_dir, progress)
@@ -99,6 +106,8 @@ def train(
         if placements is not None:
             cast(Any, student).set_placement(active)
         student.train(was_training)
+        if config.activation_checkpointing:
+            switch_checkpointing(student, on=False)
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(requires_grad[name])
             parameter.grad = None
@@ -129,9 +138,12 @@ class _Run:
             traces.check_vocabulary(num_embeddings(teacher))
             if isinstance(teacher, nn.Module):
                 teacher.to(self.accelerator.device).eval()
+        self._moving = False  # weights are between two steps
         self.order = BatchOrder(traces.lengths(), config.batch_size, seed)
         torch.manual_seed(seed)
         choose_trained(student, config.trains)
+        if config.activation_checkpointing:
+            switch_checkpointing(student, on=True)
         loss.to(self.accelerator.device).train()
         self.loss, *self.optimizers = self.accelerator.prepare(loss, *make_optimizers(student, config))
         self.peak_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -150,20 +162,19 @@ class _Run:
         for step in range(start, self.config.steps):
             if self.placements:
                 cast(Any, self.student).set_placement(self.placements(step))
-            rows.append(self._step(step, tokens))
+            try:
+                rows.append(self._step(step, tokens))
+            except torch.OutOfMemoryError as error:
+                # Before anything has moved. With several processes the others may not be here to gather.
+                if resume_dir and step and not self._moving and self.accelerator.num_processes == 1:
+                    self._save(resume_dir, earlier, rows, step, identity)
+                raise UserError(self._too_large(step)) from error
             tokens = rows[-1]["tokens"]
             finished = step + 1
             if self.recorder:
                 self.recorder.after(finished)
             if resume_dir and (finished % self.config.save_every == 0 or finished == self.config.steps):
-                tables = {"training": pa.concat_tables([earlier, to_table("training", rows)])}
-                if self.recorder:
-                    tables["recorded"] = self.recorder.table()
-                is_writer = self.accelerator.is_main_process
-                save_state(
-                    resume_dir, self.student, bare, tables,
-                    step=finished, identity=identity, is_writer=is_writer,
-                )  # fmt: skip
+                self._save(resume_dir, earlier, rows, finished, identity)
             progress(
                 finished,
                 self.config.steps,
@@ -171,6 +182,33 @@ class _Run:
                 tokens_per_s=rows[-1]["tokens_per_s"],
             )
         return pa.concat_tables([earlier, to_table("training", rows)])
+
+    def _save(
+        self, directory: Path, earlier: pa.Table, rows: list[dict], finished: int, identity: dict[str, Any]
+    ) -> None:
+        tables = {"training": pa.concat_tables([earlier, to_table("training", rows)])}
+        if self.recorder:
+            tables["recorded"] = self.recorder.table()
+        save_state(
+            directory,
+            self.student,
+            [optimizer.optimizer for optimizer in self.optimizers],
+            tables,
+            step=finished,
+            identity=identity,
+            is_writer=self.accelerator.is_main_process,
+        )
+
+    def _too_large(self, step: int) -> str:
+        lengths = self.traces.lengths()
+        parts = self.config.gradient_accumulation * self.accelerator.num_processes
+        return describe_out_of_memory(
+            self.student,
+            self.config,
+            step=step + 1,
+            rows=self.config.batch_size // parts,
+            tokens=max(lengths[index] for index in self.order.indices(step)),
+        )
 
     def _step(self, step: int, tokens: int) -> dict:
         began = time.perf_counter()
@@ -185,8 +223,10 @@ class _Run:
         grad_norm = float(cast(Tensor, self.accelerator.clip_grad_norm_(trained, limit or math.inf)))
         self._check_finite(grad_norm, "gradient", step)
         rate = self._set_learning_rates(step)
+        self._moving = True
         for optimizer in self.optimizers:
             optimizer.step()
+        self._moving = False
         all_tokens = sum(len(self.traces.prompts[index]) for index in indices) + num_tokens
         return {
             "model": self.model_name,
@@ -243,15 +283,18 @@ class _Run:
 
     def _check_finite(self, value: float, what: str, step: int) -> None:
         if not math.isfinite(value):
+            placement = getattr(self.student, "placement", None)
+            ran = f" with layers {layer_map(placement, len(placement))}" if placement else ""
             raise UserError(
-                f"{what} is {value} at step {step + 1} of {self.config.steps}; the last saved state is kept:"
+                f"{what} is {value} at step {step + 1} of {self.config.steps}{ran}; the last saved state is kept:"
                 " lower learning_rate or muon_learning_rate, or set grad_clip_norm"
             )
 
     def _identity(self) -> dict[str, Any]:
         shapes = {name: list(parameter.shape) for name, parameter in self.student.named_parameters()}
-        config = dataclasses.asdict(self.config)
-        del config["save_every"]  # when states are saved does not change them
+        config = hashed_values({"config": self.config})[
+            "config"
+        ]  # what a state does not depend on may change
         identity = {"config": config, "seed": self.seed, "traces": self.traces.digest(), "student": shapes}
         if self.placements is None:
             return identity

@@ -225,3 +225,89 @@ def test_refuses_traces_of_another_tokenizer():
     beyond = replace(traces, prompts=((99,), *traces.prompts[1:]))
     with pytest.raises(UserError, match="token id 99"):
         train(make_llama(1), beyond, CONFIG, teacher=make_llama(0), seed=0)
+
+
+def test_activation_checkpointing_changes_no_bit():
+    results = []
+    for checkpointing in (False, True):
+        student = make_hybrid()
+        student.convert([1], "mamba")
+        config = replace(CONFIG, activation_checkpointing=checkpointing)
+        rows = train(student, make_traces(), config, teacher=make_hybrid(), seed=0)
+        results.append((weights(student), rows.column("loss_nats").to_pylist()))
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in student.modules())
+    assert_same_weights(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+def test_activation_checkpointing_computes_layers_again():
+    calls = []
+    student = make_llama(1)
+    student.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    config = replace(CONFIG, steps=1, activation_checkpointing=True)
+    train(student, make_traces(), config, teacher=make_llama(0), seed=0)
+    assert len(calls) == 2
+
+
+def test_out_of_memory_saves_what_is_done_and_names_the_settings(tmp_path, monkeypatch):
+    student = make_llama(1)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: type("Card", (), {"total_memory": 8 * 2**30})
+    )
+    calls = []
+
+    def too_much(module, inputs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = student.model.register_forward_pre_hook(too_much)
+    with pytest.raises(UserError, match="out of GPU memory at step 4 of 6") as caught:
+        train(student, make_traces(), CONFIG, teacher=make_llama(0), seed=0, resume_dir=tmp_path)
+    hook.remove()
+    assert "expected to need" in str(caught.value)
+    assert "activation_checkpointing: true, raise gradient_accumulation (now 1)" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]  # CONFIG saves every second step
+    other = replace(CONFIG, activation_checkpointing=True)  # as the message says
+    train(student, make_traces(), other, teacher=make_llama(0), seed=0, resume_dir=tmp_path)
+    undisturbed = make_llama(1)
+    train(undisturbed, make_traces(), CONFIG, teacher=make_llama(0), seed=0)
+    assert_same_weights(weights(student), weights(undisturbed))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_bf16_student_moves_by_fp32_copies(optimizer, tmp_path):
+    """Steps far below bf16's resolution add up; the state that resumes holds the copies."""
+    config = replace(
+        CONFIG, steps=40, optimizer=optimizer, learning_rate=2e-5, muon_learning_rate=2e-5, decay="constant"
+    )
+    low, full = make_llama(1).bfloat16(), make_llama(1).bfloat16().float()
+    start = weights(full)
+    teacher = make_llama(0)
+    train(full, make_traces(), config, teacher=teacher, seed=0)
+    train(low, make_traces(), config, teacher=make_llama(0).bfloat16(), seed=0, resume_dir=tmp_path)
+    assert low.dtype == torch.bfloat16
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved, expected = low.state_dict()[name].float() - start[name], weights(full)[name] - start[name]
+    (state,) = tmp_path.iterdir()
+    master = load_file(state / "optimizer.safetensors")[f"{name}/master"]
+    assert master.dtype == torch.float32
+    assert torch.equal(master.bfloat16(), low.state_dict()[name])
+    copied = master - start[name]
+    assert torch.nn.functional.cosine_similarity(copied.flatten(), expected.flatten(), dim=0) > 0.9
+    assert float(copied.norm()) == pytest.approx(float(expected.norm()), rel=0.1)
+    assert moved.norm() > 0
+
+
+def test_a_bf16_run_resumes_to_the_same_bits(tmp_path):
+    def stop(done, total, **figures):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    students = [make_llama(1).bfloat16() for _ in range(3)]
+    teacher = make_llama(0).bfloat16()
+    train(students[0], make_traces(), CONFIG, teacher=teacher, seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(students[1], make_traces(), CONFIG, teacher=teacher, seed=0, resume_dir=tmp_path, progress=stop)
+    train(students[2], make_traces(), CONFIG, teacher=teacher, seed=0, resume_dir=tmp_path)
+    assert_same_weights(weights(students[0]), weights(students[2]))

@@ -1,4 +1,4 @@
-"""Each edit rebuilds exactly what depends on it: in the plan, and in what a run then does."""
+"""Each edit of H1 rebuilds exactly what depends on it; going back builds nothing; what is damaged is built again."""
 
 import shutil
 
@@ -42,7 +42,7 @@ def test_edit_announces_exactly_its_dependents(edit, world, tiny_recipe_file):
     assert {row.asset for row in plan.rows} | set(plan.downstream) == expected
 
 
-@pytest.mark.parametrize("edit", ["nothing", "last step's distillation", "append a step"])
+@pytest.mark.parametrize("edit", ["nothing", "last step's distillation"])
 def test_edit_rebuilds_exactly_its_dependents(edit, home, tiny_recipe_file):
     overlays, expected = EDITS[edit]
     with open_workspace(str(tiny_recipe_file), home, overlays, write=True) as workspace:
@@ -56,26 +56,6 @@ def test_edit_rebuilds_exactly_its_dependents(edit, home, tiny_recipe_file):
         before, since = files_of(home), last_event(workspace.instance)
         assert workspace.run() == []
         assert (files_of(home), materialized(workspace.instance, since)) == (before, [])
-
-
-def test_adding_an_eval_task_runs_that_task_alone(home, tiny_recipe_file):
-    overlays = ["evals.tasks=[recall,arithmetic,copy]"]
-    with open_workspace(str(tiny_recipe_file), home, overlays, write=True) as workspace:
-        ran = workspace.run()
-    evals = [row for row in ran if row.asset.startswith("evals/")]
-    assert {row.partition for row in evals} == {"copy"}
-    assert {row.asset for row in evals} == {
-        f"evals/{m}"
-        for m in ("teacher", "h1", "h2", "h3", "sft", "merge", "b50", "b90", "safe", "turbo-50", "turbo")
-    }
-    assert {row.asset for row in ran} - {row.asset for row in evals} == RESULTS
-
-
-def test_reformatting_the_recipe_rebuilds_nothing(home, tiny_recipe_file, tmp_path):
-    copy = tmp_path / "tiny.yaml"
-    copy.write_text("# a comment\n\n" + tiny_recipe_file.read_text().replace("\n- ", "\n-   "))
-    with open_workspace(str(copy), home) as workspace:
-        assert workspace.plan().rows == ()
 
 
 def test_chained_edits_and_their_reversal(home, tiny_recipe_file):
