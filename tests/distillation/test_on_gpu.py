@@ -74,3 +74,19 @@ def test_a_resumed_run_goes_on(tmp_path):
     )
     for a, b in zip(resumed.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-2, rtol=0)  # atomic additions of a GPU come in any order
+
+
+@pytest.mark.parametrize("settings", [{}, {"compile": True}, {"activation_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_bf16_student_follows_the_fp32_curve(optimizer, settings):
+    curves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        config = replace(
+            CONFIG, steps=20, optimizer=optimizer, **(settings if dtype == torch.bfloat16 else {})
+        )
+        student, teacher = make_llama(1).to(dtype), make_llama(0).to(dtype)
+        curves.append(
+            train(student, make_traces(), config, teacher=teacher, seed=0).column("loss_nats").to_pylist()
+        )
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=0.03, atol=2e-3)
