@@ -173,7 +173,7 @@ def supernet(tiny: bool, config: DistillConfig, tokens: int) -> dict[str, Any]:
     settings = {
         own: getattr(config, own) for own in ("batch_size", "gradient_accumulation", "optimizer", "compile")
     }
-    own = SupernetConfig(steps=3 * STEPS, trains="mixers", **settings)
+    own = SupernetConfig(steps=2 * STEPS, trains="mixers", **settings)
 
     def balanced(step: int) -> Placement:
         """Another order at each step, so that the work is the same: only what is in it changes."""
