@@ -73,14 +73,14 @@ def flops_per_token(model: LlamaForCausalLM, tokens: int) -> float:
 
 def figures(seconds: list[float], tokens: int, flops: float) -> dict[str, float]:
     middle = statistics.median(seconds)
-    return {
+    found = {
         "step_seconds": middle,
         "step_seconds_low": min(seconds),
         "step_seconds_high": max(seconds),
         "tokens_per_s": tokens / middle,
-        "mfu": tokens * flops / middle / PEAK_FLOPS,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
     }
+    return found | {"mfu": tokens * flops / middle / PEAK_FLOPS} if flops else found
 
 
 def ours(model: Any, traces: Traces, config: DistillConfig, flops: float, **others: Any) -> dict[str, float]:
@@ -204,7 +204,6 @@ def main() -> None:
     config = DistillConfig(steps=STEPS, batch_size=32, optimizer="adamw", learning_rate=1e-5)
     results = {
         "device": device_name(),
-        "commit": code_revision(),
         "versions": library_versions(),
         "target": TARGET,
         "peak_flops": PEAK_FLOPS,
@@ -220,6 +219,7 @@ def main() -> None:
     for name, (measure, own) in parts.items():
         if arguments.only in (None, name):
             results[name] = measure(arguments.tiny, own, tokens)
+            results.setdefault("commits", {})[name] = code_revision()
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
