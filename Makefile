@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 HOME_DIR ?= $(if $(APRIEL_HOME),$(APRIEL_HOME),$(CURDIR)/.apriel)
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test ui lint clean
+.PHONY: demo test test-ray ui lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/apriel run --recipe quickstart --home "$(HOME_DIR)"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# On a local Ray cluster of two nodes; Ray is no part of the usual installation.
+test-ray: $(VENV)/.installed-dev
+	$(PIP_INSTALL) -e '.[ray]'
+	$(BIN)/python -m pytest tests/resources/test_ray.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

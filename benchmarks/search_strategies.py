@@ -29,7 +29,7 @@ from apriel_assets.search.space import SearchSpace
 from resources.provenance import code_revision, device_name, library_versions
 
 STRATEGIES = ("random", "beam", "surrogate")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided, n - 1 degrees of freedom
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365}  # two-sided, n - 1 degrees of freedom
 BUNDLED = Path(__file__).parent.parent / "apriel_assets" / "bundled" / "teacher"
 
 

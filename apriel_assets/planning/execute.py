@@ -115,13 +115,13 @@ def bring_up_to_date(
 
 
 def _refuse_if_blocked(plan: Plan) -> None:
-    blocked = [row for row in plan.rows if row.blocked]
+    blocked = [row.blocked for row in plan.rows if row.blocked]
     if not blocked:
         return
-    causes = dict.fromkeys(row.reason.split(" | ")[0].removeprefix("blocked: ") for row in blocked)
+    causes = "; ".join(dict.fromkeys(blocked))
     raise UserError(
-        f"{'; '.join(causes)}: {len(blocked)} assets and partitions made from it were not run, the rest is up to "
-        "date; see the check in the UI, change the recipe and run again"
+        f"{causes}: {len(blocked)} assets and partitions made from it were not run, the rest is up to date; see the "
+        "check in the UI, change the recipe and run again"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from apriel_assets.errors import UserError
 
-INLINE, PROCESS, ACCELERATE = "inline", "process", "accelerate"
+INLINE, PROCESS, ACCELERATE, RAY = "inline", "process", "accelerate", "ray"
 GPU_POOL = "gpu"  # of Dagster: how many steps with GPUs may be under way at once
 
 
@@ -17,9 +17,9 @@ class StepExecution:
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
-    launcher: Literal["inline", "process", "accelerate"] = INLINE
-    gpus: int = 0  # leased for the step alone; 0: it sees what the program sees
-    processes: int = 1  # of one build, under accelerate
+    launcher: Literal["inline", "process", "accelerate", "ray"] = INLINE
+    gpus: int = 0  # leased for the step alone, by Ray under ray; 0: it sees what the program sees
+    processes: int = 1  # of one build, under accelerate or ray
     timeout_s: float | None = None  # of one attempt; None: no limit
     retries: int = 1  # after a transient failure: killed, or the device failed
 
@@ -32,14 +32,19 @@ class StepExecution:
         if self.launcher == INLINE and (self.gpus or self.timeout_s):
             key = "gpus" if self.gpus else "timeout_s"
             raise UserError(
-                f"execution.{key} needs launcher process or accelerate: an inline step is the program itself"
+                f"execution.{key} needs launcher process, accelerate or ray: an inline step is the program itself"
             )
-        if self.launcher != ACCELERATE and self.processes > 1:
-            raise UserError(f"execution.processes={self.processes} needs launcher accelerate")
-        if self.gpus and self.launcher == ACCELERATE and self.processes != self.gpus:
+        if not self.is_distributed and self.processes > 1:
+            raise UserError(f"execution.processes={self.processes} needs launcher accelerate or ray")
+        if self.gpus and self.is_distributed and self.processes != self.gpus:
             raise UserError(
                 f"execution.processes={self.processes} must equal gpus={self.gpus}: accelerate runs one process a GPU"
             )
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether several processes build together under accelerate."""
+        return self.launcher == ACCELERATE or (self.launcher == RAY and self.processes > 1)
 
 
 _KEYS = tuple(field.name for field in fields(StepExecution))

@@ -1,5 +1,6 @@
 """Runs each step as the recipe's `execution` section says; the one resource behind which all launchers are."""
 
+import json
 import os
 import sys
 import time
@@ -11,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster import PipesSession, PipesTempFileContextInjector, PipesTempFileMessageReader, open_pipes_session
+from dagster import PipesFileContextInjector, PipesFileMessageReader, PipesSession, open_pipes_session
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._utils.interrupts import capture_interrupts, pop_captured_interrupt
 
 from apriel_assets.errors import UserError
 from apriel_assets.progress import Progress
 from resources.artifact_store import Draft
-from resources.launchers.config import ACCELERATE, INLINE, ExecutionConfig, StepExecution
+from resources.launchers.config import ACCELERATE, INLINE, RAY, ExecutionConfig, StepExecution
 from resources.launchers.failures import StepError, TransientStepError, failure
 from resources.launchers.order import Outcome, StepOrder, forget_outcomes, placed, read_outcomes
 from resources.launchers.process_group import ProcessGroup
@@ -27,6 +28,7 @@ from resources.provenance import environment
 
 STEP_MODULE = "apriel_assets.step"
 _POLL_S = 0.25
+_RAY_NOTE = "ray.json"
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,34 @@ class Execution:
             draft.figures.setdefault("gpu_seconds", _unleased_gpu_seconds(torch_sees_gpu()))
             return {"launcher": INLINE, "devices": [], "processes": 1, **environment()}
 
-        def waiting(holders: str) -> None:
-            context.log.info("%s: waits for %d GPUs; %s", order.step, how.gpus, holders)
-
-        with leased(how.gpus, order.step, waiting) as lease, placed(order, self.recipe) as file:
-            started = time.monotonic()
-            outcome = _attempts(order, how, file, lease, context, progress)
-            seconds = time.monotonic() - started
+        outcome, seconds, place = self._elsewhere(order, how, context, progress)
         draft.data_version = outcome.data_version
         # Not the wait for devices; but failed attempts held them too.
         draft.figures |= {
             "seconds": seconds,
             **outcome.figures,
-            "gpu_seconds": seconds * len(lease.devices) if how.gpus else _unleased_gpu_seconds(has_gpus()),
+            "gpu_seconds": seconds * len(place["devices"]) if how.gpus else _unleased_gpu_seconds(has_gpus()),
         }
-        return {"launcher": how.launcher, "devices": list(lease.devices), **outcome.environment}
+        return {"launcher": how.launcher, **place, **outcome.environment}
+
+    def _elsewhere(
+        self, order: StepOrder, how: StepExecution, context: dg.AssetExecutionContext, progress: Progress
+    ) -> tuple[Outcome, float, dict[str, Any]]:
+        """Build in other processes; return how it ended, the seconds it had its devices, and where that was."""
+
+        def waiting(holders: str) -> None:
+            context.log.info("%s: waits for %d GPUs; %s", order.step, how.gpus, holders)
+
+        # Ray gives out the GPUs of its cluster itself.
+        own_gpus = 0 if how.launcher == RAY else how.gpus
+        with leased(own_gpus, order.step, waiting) as lease, placed(order, self.recipe) as file:
+            began = time.time()
+            outcome = _attempts(order, how, file, lease, context, progress)
+            place: dict[str, Any] = {"devices": list(lease.devices)}
+            if how.launcher == RAY:
+                place |= _ray_note(order)
+                began = place.pop("began")
+            return outcome, time.time() - began, place
 
 
 def torch_sees_gpu() -> bool:
@@ -122,12 +137,14 @@ def _attempt(
     progress: Progress,
 ) -> Outcome:
     forget_outcomes(order)
-    with _pipes_session(context) as session:
+    with _pipes_session(context, order.directory) as session:
         variables = {**_environment(how, lease), **session.get_bootstrap_env_vars()}
-        with ProcessGroup(_command(how, file), variables, lease.handles) as group:
+        with ProcessGroup(_command(how, file, order), variables, lease.handles) as group:
             context.log.info("%s: %s, process %d", order.step, how.launcher, group.pid)
             code = _wait(group, session, order, how, progress)
     outcomes = read_outcomes(order)
+    if code and how.launcher == RAY and (refused := _ray_note(order).get("refused")):
+        raise UserError(f"{order.step}: {refused}")
     if code:
         raise failure(order.step, code, outcomes)
     if not outcomes or outcomes[0].state != "done":
@@ -136,13 +153,16 @@ def _attempt(
 
 
 @contextmanager
-def _pipes_session(context: dg.AssetExecutionContext) -> Iterator[PipesSession]:
+def _pipes_session(context: dg.AssetExecutionContext, directory: Path) -> Iterator[PipesSession]:
     with ExitStack() as stack:
         with warnings.catch_warnings():
             # They are about Dagster's own calls, and Dagster is pinned.
             warnings.simplefilter("ignore")
+            # In the home, which another node sees too.
             session = open_pipes_session(
-                context, PipesTempFileContextInjector(), PipesTempFileMessageReader()
+                context,
+                PipesFileContextInjector(str(directory / "pipes-context.json")),
+                PipesFileMessageReader(str(directory / "pipes-messages.jsonl"), cleanup_file=True),
             )
             opened = stack.enter_context(session)
         yield opened
@@ -154,14 +174,28 @@ def _environment(how: StepExecution, lease: Lease) -> dict[str, str]:
     return {**os.environ, **lease.environment, **on_cpu}
 
 
-def _command(how: StepExecution, file: Path) -> list[str]:
-    if how.launcher != ACCELERATE:
-        return [sys.executable, "-m", STEP_MODULE, str(file)]
+def _command(how: StepExecution, file: Path, order: StepOrder) -> list[str]:
+    command = (
+        _accelerated(how, file) if how.is_distributed else [sys.executable, "-m", STEP_MODULE, str(file)]
+    )
+    if how.launcher != RAY:
+        return command
+    ray = [sys.executable, "-m", "resources.launchers.ray_task"]
+    return [*ray, str(how.gpus), str(order.directory / _RAY_NOTE), *command]
+
+
+def _accelerated(how: StepExecution, file: Path) -> list[str]:
     processes = ["--num_processes", str(how.processes), "--num_machines", "1"]
     options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     several = ["--multi_gpu"] if how.processes > 1 else []
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     return [*launch, *processes, *several, *options, "--module", STEP_MODULE, str(file)]
+
+
+def _ray_note(order: StepOrder) -> dict[str, Any]:
+    """Return what the task said of itself: node and devices, or why there is none."""
+    file = order.directory / _RAY_NOTE
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _wait(
