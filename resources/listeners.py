@@ -14,7 +14,7 @@ LOG_EVERY_S = 10.0
 class Listener(Protocol):
     """Told of every progress call in this process: step name, done, total, figures."""
 
-    def __call__(self, step: str, done: int, total: int, figures: dict[str, float]) -> None: ...
+    def __call__(self, step: str, done: int, total: int, figures: dict[str, float], /) -> None: ...
 
 
 _listeners: list[Listener] = []

@@ -10,6 +10,7 @@ Home and package must be at the same paths on every node. Exits as the command d
 is worth another attempt; 2 if there is no cluster or none that could ever hold the task.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -38,7 +39,7 @@ def run_task(gpus: int, note: Path, command: list[str]) -> int:
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
         _reach(address)
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         return _refuse(note, f"no Ray cluster at {address} ({line}); start one, or set RAY_ADDRESS")
