@@ -189,14 +189,10 @@ class _Run:
         tables = {"training": pa.concat_tables([earlier, to_table("training", rows)])}
         if self.recorder:
             tables["recorded"] = self.recorder.table()
+        bare = [optimizer.optimizer for optimizer in self.optimizers]
+        is_writer = self.accelerator.is_main_process
         save_state(
-            directory,
-            self.student,
-            [optimizer.optimizer for optimizer in self.optimizers],
-            tables,
-            step=finished,
-            identity=identity,
-            is_writer=self.accelerator.is_main_process,
+            directory, self.student, bare, tables, step=finished, identity=identity, is_writer=is_writer
         )
 
     def _too_large(self, step: int) -> str:
