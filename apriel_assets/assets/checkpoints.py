@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apriel_assets.assets.asset_plan import Job
 from apriel_assets.assets.loading import CHECKPOINT
@@ -44,17 +44,13 @@ def record_checkpoint(
     directory = job.draft.path / CHECKPOINT
     model.save_pretrained(directory)
     job.draft.figures["num_tensors_changed_by_saving"] = len(tensors_that_differ(model, directory))
-    losses = curve.column("loss_nats").to_pylist() if curve else []
-    tail = losses[-max(1, len(losses) // 10) :]
-    tokens = curve.column("tokens")[-1].as_py() if curve else 0
+    trained = _trained(curve)
     before = job.input(parent).table("checkpoints").to_pylist()[0]
     row = {
+        **trained,
         "kind": kind,
         "parent": before["model"],
-        "loss_nats": sum(tail) / len(tail) if tail else None,
-        "steps": len(losses),
-        "tokens": tokens,
-        "total_tokens": before["total_tokens"] + tokens,
+        "total_tokens": before["total_tokens"] + trained["tokens"],
         "seconds": time.monotonic() - job.started,
         "num_parameters": model.num_parameters(),
         "file_bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
@@ -72,9 +68,20 @@ def record_checkpoint(
     job.draft.tables["checkpoints"] = to_table("checkpoints", rows)
     if curve:
         job.draft.tables["training"] = curve
-    shown = {"tokens": tokens, "loss_nats": row["loss_nats"], "num_replaced": rows[0]["num_replaced"]}
+    shown = {key: rows[0][key] for key in ("tokens", "loss_nats", "num_replaced")}
     job.draft.figures |= {key: value for key, value in shown.items() if value is not None}
     job.draft.figures |= _kernels(model)
+
+
+def _trained(curve: "pa.Table | None") -> dict[str, Any]:
+    """Return what a training curve adds up to; the loss is that of its last tenth."""
+    losses = curve.column("loss_nats").to_pylist() if curve else []
+    tail = losses[-max(1, len(losses) // 10) :]
+    return {
+        "loss_nats": sum(tail) / len(tail) if tail else None,
+        "steps": len(losses),
+        "tokens": curve.column("tokens")[-1].as_py() if curve else 0,
+    }
 
 
 def _kernels(model: "HybridForCausalLM") -> dict[str, str]:

@@ -38,8 +38,9 @@ def build_reeval(
     files: Mapping[str, str],  # only hashed: edited problems make other results
 ) -> None:
     """A shipped model on the eval tasks once more, held against the last result."""
-    from apriel_assets.evaluation.accuracy import evaluate_task
+    from apriel_assets.evaluation.accuracy import evaluate_samples
     from apriel_assets.evaluation.drift import reeval_rows
+    from apriel_assets.evaluation.eval_rows import eval_rows
 
     assert job.partition is not None
     teacher, tokenizer = load_teacher_model(job)
@@ -49,7 +50,7 @@ def build_reeval(
         student = load_evaluated(job, asset, placement)
         settings = {"accuracy": accuracy, "seed": seed, "placement": placement}
         alike = compared_by(hashed_values(settings), _input_versions(job), asset, task_key(task))
-        rows = evaluate_task(
+        samples = evaluate_samples(
             student,
             tokenizer,
             task,
@@ -59,7 +60,7 @@ def build_reeval(
             seed=seed,
             progress=job.progress,
         )
-        found += [{**row, **alike} for row in rows.to_pylist()]
+        found += [{**row, **alike} for row in eval_rows(samples, accuracy).to_pylist()]
     rows = reeval_rows(job.partition, found, last_results(job.home, recipe, asset, model, job.partition))
     job.draft.tables["reevals"] = rows
     job.draft.figures["num_drifted"] = sum(rows.column("drifted").to_pylist())

@@ -48,9 +48,11 @@ class MasterWeights:
     def _enter(self, parameter: nn.Parameter) -> Tensor:
         gradient = parameter.grad
         assert gradient is not None
+        # Allocated before anything is taken or swapped: it may not fit.
+        precise = gradient.to(torch.float32)
         master = self.state[parameter].pop(MASTER, None) if parameter in self.state else None
         master = parameter.data.float() if master is None else master
         parameter.grad = None
         parameter.data = master
-        parameter.grad = gradient.to(torch.float32)
+        parameter.grad = precise
         return master

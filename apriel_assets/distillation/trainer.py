@@ -26,6 +26,7 @@ from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
 from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddings, switch_checkpointing
 from apriel_assets.distillation.compiling import compiled_blocks
 from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.lent_student import given_back
 from apriel_assets.distillation.losses import check_vocabularies
 from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
@@ -94,23 +95,15 @@ def train(
         )
     traces = traces.limited(config.max_tokens, config.overlong)
     traces.check_vocabulary(num_embeddings(student))
-    requires_grad = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
-    was_training, active = student.training, getattr(student, "placement", None)
-    try:
-        models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
-        with torch.random.fork_rng(), compiled_blocks(*models) if config.compile else nullcontext():
-            loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
-            run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
-            return run.train(resume_dir, progress)
-    finally:
-        if placements is not None:
-            cast(Any, student).set_placement(active)
-        student.train(was_training)
-        if config.activation_checkpointing:
-            switch_checkpointing(student, on=False)
-        for name, parameter in student.named_parameters():
-            parameter.requires_grad_(requires_grad[name])
-            parameter.grad = None
+    models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
+    with (
+        given_back(student, config, placed=placements is not None),
+        torch.random.fork_rng(),
+        compiled_blocks(*models) if config.compile else nullcontext(),
+    ):
+        loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
+        run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
+        return run.train(resume_dir, progress)
 
 
 class _Run:

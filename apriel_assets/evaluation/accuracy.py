@@ -16,7 +16,6 @@ from apriel_assets.distillation.batches import Traces, length_sorted_batches
 from apriel_assets.distillation.causal_lm import final_hidden_states, lm_head
 from apriel_assets.distillation.losses import TeacherHead, token_divergences
 from apriel_assets.evaluation.config import EvalConfig
-from apriel_assets.evaluation.eval_rows import eval_rows
 from apriel_assets.evaluation.generation import Completion, evaluating, generate
 from apriel_assets.evaluation.tasks.problems import Problem, make_problems, verify
 from apriel_assets.evaluation.tasks.specs import Split, TaskSpec
@@ -24,36 +23,6 @@ from apriel_assets.progress import Progress, silent
 from apriel_assets.tables.schemas import to_table
 
 _TRACES_PER_BATCH = 64
-
-
-def evaluate_task(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: TaskSpec,
-    config: EvalConfig,
-    *,
-    model_name: str,
-    teacher: PreTrainedModel | None = None,
-    split: Split = "test",
-    seed: int = 0,
-    progress: Progress = silent,
-) -> pa.Table:
-    """Return `evals` rows of one task: accuracy, and with a teacher the KL both ways.
-
-    What `evaluate_samples` returns, averaged over problems; its arguments and errors.
-    """
-    samples = evaluate_samples(
-        model,
-        tokenizer,
-        task,
-        config,
-        model_name=model_name,
-        teacher=teacher,
-        split=split,
-        seed=seed,
-        progress=progress,
-    )
-    return eval_rows(samples, config)
 
 
 def evaluate_samples(

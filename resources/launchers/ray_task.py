@@ -7,7 +7,7 @@ cancelled, a worker that dies or a driver that is gone. NOTE, a JSON file, gets 
 began, or in one line why there is none.
 
 Home and package must be at the same paths on every node. Exits as the command does; 137 if its node was lost, which
-is worth another attempt; 2 if there is no cluster or none that could ever hold the task.
+is worth another attempt; 2 if there is no cluster, none that could ever hold the task, or a node without the package.
 """
 
 import logging
@@ -33,7 +33,7 @@ def run_task(gpus: int, note: Path, command: list[str]) -> int:
     """Run the command in a task with so many GPUs; return its exit code."""
     try:
         import ray  # pyright: ignore[reportMissingImports]
-        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError, RayTaskError  # pyright: ignore[reportMissingImports]
     except ImportError:
         return _refuse(note, "launcher ray needs Ray; pip install 'apriel-assets[ray]'")
     address = os.environ.get("RAY_ADDRESS", "auto")
@@ -53,6 +53,9 @@ def run_task(gpus: int, note: Path, command: list[str]) -> int:
     running = task.remote(command, carried, os.getcwd(), str(note), GRACE_S)
     try:
         return ray.get(running)
+    except RayTaskError as error:
+        # It ran and failed before the command did: another attempt would, too.
+        return _refuse(note, f"its task failed on the node: {str(error).splitlines()[-1]}")
     except RayError:
         return _LOST
     except SystemExit:

@@ -7,14 +7,19 @@ import torch
 from apriel_assets.distillation.batches import Traces
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation import accuracy
-from apriel_assets.evaluation.accuracy import divergences_per_token, evaluate_task
+from apriel_assets.evaluation.accuracy import divergences_per_token, evaluate_samples
 from apriel_assets.evaluation.bootstrap import mean_interval
 from apriel_assets.evaluation.config import EvalConfig
+from apriel_assets.evaluation.eval_rows import eval_rows
 from apriel_assets.evaluation.tasks.problems import make_problems
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 
 TASK = TaskSpec(name="recall")
 CONFIG = EvalConfig(num_problems=12, max_new_tokens=4, resamples=300)
+
+
+def evaluate(*arguments, **options):
+    return eval_rows(evaluate_samples(*arguments, **options), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,7 @@ def test_divergences_equal_the_dense_formula_on_unpadded_traces(student, teacher
 
 
 def test_teacher_against_itself_diverges_by_nothing(teacher, tokenizer):
-    rows = by_metric(evaluate_task(teacher, tokenizer, TASK, CONFIG, model_name="teacher", teacher=teacher))
+    rows = by_metric(evaluate(teacher, tokenizer, TASK, CONFIG, model_name="teacher", teacher=teacher))
     for metric in ("reverse_kl_nats", "forward_kl_nats"):
         assert [rows[metric][key] for key in ("value", "low", "high")] == pytest.approx([0, 0, 0], abs=1e-7)
 
@@ -76,7 +81,7 @@ def traced_tokens(problems, tokenizer):
 
 
 def test_mean_is_over_tokens_and_interval_over_problems(student, teacher, tokenizer):
-    rows = by_metric(evaluate_task(student, tokenizer, TASK, CONFIG, model_name="h1", teacher=teacher))
+    rows = by_metric(evaluate(student, tokenizer, TASK, CONFIG, model_name="h1", teacher=teacher))
     problems = make_problems(TASK, "test", 12, seed=0)
     reverse, _ = dense_divergences(student, teacher, Traces.from_problems(problems, tokenizer))
     row = rows["reverse_kl_nats"]
@@ -99,7 +104,7 @@ def test_accuracy_is_the_share_that_the_verifier_accepts(student, tokenizer, mon
         return problem.problem_id in right
 
     monkeypatch.setattr(accuracy, "verify", verify)
-    rows = by_metric(evaluate_task(student, tokenizer, TASK, CONFIG, model_name="h1", seed=3))
+    rows = by_metric(evaluate(student, tokenizer, TASK, CONFIG, model_name="h1", seed=3))
     assert list(rows) == ["accuracy"]
     assert rows["accuracy"]["value"] == 3 / 12
     assert 0 <= rows["accuracy"]["low"] < 3 / 12 < rows["accuracy"]["high"] < 0.7
@@ -114,13 +119,13 @@ def test_reference_solutions_are_judged_right(student, tokenizer, monkeypatch):
         return [[Completion([], [], traces[prompt], True)] for prompt in prompts]
 
     monkeypatch.setattr(accuracy, "generate", perfect)
-    rows = by_metric(evaluate_task(student, tokenizer, TASK, CONFIG, model_name="h1"))
+    rows = by_metric(evaluate(student, tokenizer, TASK, CONFIG, model_name="h1"))
     assert rows["accuracy"]["value"] == 1.0
 
 
 def test_same_seed_same_rows_another_seed_other_problems(student, teacher, tokenizer):
     def run(seed):
-        return evaluate_task(
+        return evaluate(
             student, tokenizer, TASK, CONFIG, model_name="h1", teacher=teacher, seed=seed
         ).to_pylist()
 
