@@ -71,12 +71,24 @@ GROUPS = {
 
 
 def build(counts: dict[str, int], scale: float) -> HybridForCausalLM:
-    """Return a hybrid with random weights on the GPU, its mixers spread evenly."""
+    """Return a hybrid that holds one mixer a layer, spread evenly."""
     placement = spread({name: max(1, round(count * scale)) for name, count in counts.items()})
-    config = LlamaConfig(**SHAPE, num_hidden_layers=len(placement))
+    return random_hybrid([{name: OPTIONS[name]} for name in placement], placement)
+
+
+def random_hybrid(
+    mixers: list[dict[str, dict[str, Any]]], placement: tuple[str, ...], shape: dict[str, Any] | None = None
+) -> HybridForCausalLM:
+    """Return a hybrid of the 15B shape with random bf16 weights on the GPU.
+
+    Args:
+        mixers: options of each layer's mixers, by name.
+        placement: the active one.
+        shape: other sizes.
+    """
+    config = LlamaConfig(**(SHAPE if shape is None else shape), num_hidden_layers=len(placement))
     with torch.device("cuda"):
         backbone = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    mixers = [{name: OPTIONS[name]} for name in placement]
     config = HybridConfig(
         backbone=backbone.config, mixers=mixers, placement=list(placement), dtype=torch.bfloat16,
         attn_implementation="sdpa",
