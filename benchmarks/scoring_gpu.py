@@ -2,11 +2,11 @@
 
     python -m benchmarks.scoring_gpu [--layers 50] [--only generation]
 
-Writes benchmarks/results/scoring_gpu.json. A supernet of the 15B shape, random bf16 weights, FA, SWA, GDN and KDA in every
-layer. One candidate is scored on a few completions of each length; generating them is timed step by step through the
-decode runner, whose step grows with the length, so a few lengths are timed and integrated. Generation runs at two batches: as many
-rows as completions are scored, and as many as fit beside the supernet. Targets: scoring 30 times as fast as
-generating; a beam run 1.8 times as many placements a second as each candidate alone.
+Writes benchmarks/results/scoring_gpu.json. A supernet of the 15B shape, random bf16 weights, FA, SWA, GDN and KDA in
+every layer. One candidate is scored on a few completions of each length; generating them is timed step by step through
+the decode runner, whose step grows with the length, so a few lengths are timed and integrated. Generation runs at two
+batches: as many rows as completions are scored, and as many as fit beside the supernet. Targets: scoring 30 times as
+fast as generating; a beam run 1.8 times as many placements a second as each candidate alone.
 """
 
 import argparse
@@ -60,9 +60,16 @@ def make_store(model: HybridForCausalLM, rows: int, length: int, seed: int) -> p
         log_probs = token_figures(hidden, lm_head(model), batch.targets[batch.mask], head).log_q.tolist()
         table.append(
             {
-                "task": "random", "problem_id": str(number), "sample": 0, "prompt": "", "correct": True,
-                "prompt_token_ids": row[:PROMPT], "token_ids": row[PROMPT:], "log_probs": log_probs, "temperature": 1.0,
-            }  # fmt: skip
+                "task": "random",
+                "problem_id": str(number),
+                "sample": 0,
+                "prompt": "",
+                "correct": True,
+                "prompt_token_ids": row[:PROMPT],
+                "token_ids": row[PROMPT:],
+                "log_probs": log_probs,
+                "temperature": 1.0,
+            }
         )
     return to_table("completions", table)
 
@@ -96,7 +103,9 @@ def generating_seconds(model: HybridForCausalLM, placement: Placement, length: i
     return prefill + float(np.trapezoid(steps, lengths))
 
 
-def against_generating(model: HybridForCausalLM, placements: dict[str, Placement], rows: int, length: int) -> list:
+def against_generating(
+    model: HybridForCausalLM, placements: dict[str, Placement], rows: int, length: int
+) -> list:
     """Return a row per placement: seconds of scoring and of generating completions of one length."""
     all_fa = model.placement
     store = make_store(model, rows, length, seed=length)
@@ -109,9 +118,13 @@ def against_generating(model: HybridForCausalLM, placements: dict[str, Placement
         row = {"placement": name, "completion_tokens": length, "rows": rows, "scoring_seconds": seconds}
         row["scored_tokens_per_s"] = tokens / seconds
         model.set_placement(placement)
-        DecodeRunner(model, batch_size=1, capacity=64, graph=False)  # fuses projections before rows are counted
+        DecodeRunner(
+            model, batch_size=1, capacity=64, graph=False
+        )  # fuses projections before rows are counted
         forget()
-        fitting = max(1, int(0.9 * rows_that_fit(model, PROMPT + length + 40)))  # logits and graphs want some room
+        fitting = max(
+            1, int(0.9 * rows_that_fit(model, PROMPT + length + 40))
+        )  # logits and graphs want some room
         for label, batch in (("same rows", rows), ("rows that fit", fitting)):
             try:
                 generated = generating_seconds(model, placement, length, batch)
@@ -180,7 +193,12 @@ def main() -> None:
     half = range(0, arguments.layers, 2)
     mixed = replace_layers(replace_layers(model.placement, half, "gdn"), range(1, arguments.layers, 8), "swa")
     results = json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else {}
-    results |= {"device": device_name(), "versions": library_versions(), "target": TARGET, "layers": arguments.layers}
+    results |= {
+        "device": device_name(),
+        "versions": library_versions(),
+        "target": TARGET,
+        "layers": arguments.layers,
+    }
     if arguments.only in (None, "beam"):
         results["beam"] = beam_run(model, 2, 4096, arguments.candidates, 12)
         print(json.dumps(results["beam"]), flush=True)
@@ -189,7 +207,9 @@ def main() -> None:
         results["generation"] = []
         for length in arguments.lengths:
             rows = max(1, 16_384 // length)
-            results["generation"] += against_generating(model, {"all-FA": model.placement, "mixed": mixed}, rows, length)
+            results["generation"] += against_generating(
+                model, {"all-FA": model.placement, "mixed": mixed}, rows, length
+            )
             write(arguments.out, results, "generation")
 
 

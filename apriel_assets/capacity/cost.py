@@ -114,6 +114,26 @@ def training_cost(
     Raises:
         UserError: an empty sequence or placement.
     """
+    layers, heads = training_flops(
+        shape, placement, tokens, loss_tokens=loss_tokens, teacher=teacher, checkpointing=checkpointing,
+        trains_all=trains_all,
+    )  # fmt: skip
+    scans = sum(_scan_seconds(shape, mixer, tokens, rates, again=checkpointing) for mixer in placement)
+    seconds = rates.seconds(layers, rates.train_mfu) + rates.seconds(heads, rates.loss_mfu) + scans
+    return Cost(tokens=tokens, flops=layers + heads, gpu_seconds=seconds)
+
+
+def training_flops(
+    shape: ModelShape,
+    placement: Sequence[str],
+    tokens: int,
+    *,
+    loss_tokens: float | None,
+    teacher: bool,
+    checkpointing: bool,
+    trains_all: bool,
+) -> tuple[float, float]:
+    """Return the FLOP of one sequence in a training step, of layers and of LM heads; as `training_cost`."""
     _check(placement, tokens)
     own = layers_flops(shape, placement, tokens)
     layers = own * (3 if checkpointing else 2)  # forward, again, gradients of inputs
@@ -122,13 +142,9 @@ def training_cost(
     )
     if teacher:
         layers += layers_flops(shape, ("fa",) * len(placement), tokens)
-    products = (
-        2 + teacher + trains_all
-    )  # logits, gradient of hidden states; teacher's logits; gradient of the head
-    heads = products * head_flops(shape, tokens if loss_tokens is None else loss_tokens)
-    scans = sum(_scan_seconds(shape, mixer, tokens, rates, again=checkpointing) for mixer in placement)
-    seconds = rates.seconds(layers, rates.train_mfu) + rates.seconds(heads, rates.loss_mfu) + scans
-    return Cost(tokens=tokens, flops=layers + heads, gpu_seconds=seconds)
+    # Logits, gradient of hidden states; teacher's logits; gradient of the head.
+    products = 2 + teacher + trains_all
+    return layers, products * head_flops(shape, tokens if loss_tokens is None else loss_tokens)
 
 
 def _scan_seconds(shape: ModelShape, mixer: str, tokens: int, rates: Rates, *, again: bool) -> float:

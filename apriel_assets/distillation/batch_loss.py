@@ -42,13 +42,14 @@ class BatchLoss(nn.Module):
         return loss.detach(), loss + self._matching * share * torch.stack(errors).mean()
 
     def _divergence(self, batch: Batch, num_tokens: int) -> Tensor:
+        # No mask: padding is on the right and mixers are causal, so no token of a trace sees it.
         reference = None
         if (teacher := self.teacher) is not None:
             with torch.no_grad():
-                hidden = final_hidden_states(teacher, batch.input_ids, batch.attention_mask)
+                hidden = final_hidden_states(teacher, batch.input_ids, packing=batch.packing)
             reference = TeacherHead(hidden, lm_head(teacher))
         return token_loss(
-            final_hidden_states(self.student, batch.input_ids, batch.attention_mask),
+            final_hidden_states(self.student, batch.input_ids, packing=batch.packing),
             lm_head(self.student),
             batch.mask,
             loss=self._config.loss,

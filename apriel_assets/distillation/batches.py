@@ -7,7 +7,7 @@ of a distributed run knows the whole batch, so its number of loss-carrying token
 import hashlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from apriel_assets.distillation.config import Overlong
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.packing import Packing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,10 +38,20 @@ class Batch:
     attention_mask: Tensor  # 1 = token, 0 = padding
     targets: Tensor  # the next token
     mask: Tensor  # True where the next token belongs to a completion, end-of-sequence included
+    packing: Packing | None = None  # where all tokens stand in one row, without padding: `[1, tokens]`
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device."""
-        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return self._map(lambda values: values.to(device), self.packing and self.packing.to(device))
+
+    def packed(self) -> "Batch":
+        """Return the batch without its padding."""
+        packing = Packing.of(self.attention_mask)
+        return self._map(packing.pack, packing)
+
+    def _map(self, function: Callable[[Tensor], Tensor], packing: Packing | None) -> "Batch":
+        tensors = (self.input_ids, self.attention_mask, self.targets, self.mask)
+        return Batch(*map(function, tensors), packing)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from apriel_assets.hybrid.forward_context import ForwardContext, forward_context
+from apriel_assets.hybrid.packing import Packing
+
 
 class CausalLM(Protocol):
     """A transformers model, or what stands for one: also has `final_hidden_states` or a `base_model`."""
@@ -14,15 +17,21 @@ class CausalLM(Protocol):
     def get_output_embeddings(self) -> Any: ...
 
 
-def final_hidden_states(model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def final_hidden_states(
+    model: CausalLM, input_ids: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None
+) -> Tensor:
     """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`.
 
     Without a mask every token counts as real; where padding is on the right, it changes nothing before it.
+    Packed rows, `[1, tokens]`, have none; the model must be `packable` then.
     """
     if hasattr(model, "final_hidden_states"):
-        return cast(Any, model).final_hidden_states(input_ids, attention_mask)
+        return cast(Any, model).final_hidden_states(input_ids, attention_mask, packing)
     base = cast(Any, model).base_model
-    return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    if packing is None:
+        return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    with forward_context(ForwardContext(placement=(), packing=packing)):
+        return base(input_ids=input_ids, position_ids=packing.positions, use_cache=False).last_hidden_state
 
 
 def lm_head(model: CausalLM) -> nn.Linear:

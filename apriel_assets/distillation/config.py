@@ -39,6 +39,8 @@ class DistillConfig:
     overlong: Overlong = "refuse"  # what happens to longer traces
     # Layers are computed again in the backward pass instead of kept: less memory, a third more work.
     activation_checkpointing: bool = field(default=False, metadata=UNHASHED)
+    # Traces of a micro-batch stand in one row without padding: pays where their lengths differ. Moves last bits
+    packing: bool = False
     compile: bool = False  # fuses MLPs and norms; for GPUs. Moves last bits
     save_every: int = field(default=100, metadata=UNHASHED)  # steps between resume points
 

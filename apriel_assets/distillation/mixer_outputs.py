@@ -106,7 +106,7 @@ def _all_errors(supernet: "HybridForCausalLM", batch: Batch) -> dict[str, list[T
                 errors.setdefault(name, []).append(error)
 
     with _after_banks(supernet, compare):
-        supernet.final_hidden_states(batch.input_ids, batch.attention_mask)
+        supernet.final_hidden_states(batch.input_ids, packing=batch.packing)
     return errors
 
 

@@ -26,6 +26,7 @@ from apriel_assets.hybrid.config import MixerOptions
 from apriel_assets.hybrid.conversion import Init
 from apriel_assets.hybrid.editing import keep_mixers
 from apriel_assets.hybrid.model import HybridForCausalLM
+from apriel_assets.hybrid.packing import Packing
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS
 from apriel_assets.progress import Progress, silent
 
@@ -196,7 +197,9 @@ class OwnTeacher:
         self._supernet = supernet
         self._placement = (FULL_ATTENTION,) * supernet.num_layers
 
-    def final_hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def final_hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
         """Return what the LM head reads under all-FA, `[batch, seq, hidden]`, without gradients."""
         supernet = self._supernet
         placement, was_training = supernet.placement, supernet.training
@@ -204,7 +207,7 @@ class OwnTeacher:
         supernet.eval()
         try:
             with torch.no_grad():
-                return supernet.final_hidden_states(input_ids, attention_mask)
+                return supernet.final_hidden_states(input_ids, attention_mask, packing)
         finally:
             supernet.set_placement(placement)
             supernet.train(was_training)

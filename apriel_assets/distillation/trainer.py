@@ -32,7 +32,9 @@ from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
 from apriel_assets.distillation.out_of_memory import describe_out_of_memory
 from apriel_assets.distillation.resume import load_state, save_state
+from apriel_assets.distillation.step_flops import StepFlops
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.attention import packable
 from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement, layer_map
 from apriel_assets.progress import Progress, silent
 from apriel_assets.slices import hashed_values
@@ -99,6 +101,7 @@ def train(
     with (
         given_back(student, config, placed=placements is not None),
         torch.random.fork_rng(),
+        packable(*models) if config.packing else nullcontext(),
         compiled_blocks(*models) if config.compile else nullcontext(),
     ):
         loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
@@ -132,6 +135,8 @@ class _Run:
             if isinstance(teacher, nn.Module):
                 teacher.to(self.accelerator.device).eval()
         self._moving = False  # weights are between two steps
+        aligns = isinstance(loss, AlignmentLoss)  # runs every mixer: not a placement's work
+        self.flops = None if aligns else StepFlops(student, config, teacher is not None)
         self.order = BatchOrder(traces.lengths(), config.batch_size, seed)
         torch.manual_seed(seed)
         choose_trained(student, config.trains)
@@ -216,7 +221,8 @@ class _Run:
         for optimizer in self.optimizers:
             optimizer.step()
         self._moving = False
-        all_tokens = sum(len(self.traces.prompts[index]) for index in indices) + num_tokens
+        pairs = [(len(self.traces.prompts[index]), len(self.traces.completions[index])) for index in indices]
+        seconds = time.perf_counter() - began
         return {
             "model": self.model_name,
             "step": step + 1,
@@ -224,7 +230,8 @@ class _Run:
             "grad_norm": grad_norm,
             "learning_rate": rate,
             "tokens": tokens + num_tokens,
-            "tokens_per_s": all_tokens / (time.perf_counter() - began),
+            "tokens_per_s": sum(map(sum, pairs)) / seconds,
+            **(self.flops.rates(pairs, seconds, self.accelerator.num_processes) if self.flops else {}),
         }
 
     def _accumulate(self, indices: list[int], num_tokens: int) -> float:
@@ -261,7 +268,8 @@ class _Run:
             )
         size = self.config.batch_size // parts
         for part in range(self.accelerator.process_index, parts, num_processes):
-            yield self.traces.batch(indices[part * size : (part + 1) * size])
+            batch = self.traces.batch(indices[part * size : (part + 1) * size])
+            yield batch.packed() if self.config.packing else batch
 
     def _set_learning_rates(self, step: int) -> float:
         factor = learning_rate_factor(step, self.config)

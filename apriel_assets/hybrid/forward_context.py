@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from apriel_assets.hybrid.placement import Placement
+from apriel_assets.hybrid.packing import Packing
+from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -27,6 +28,7 @@ class ForwardContext:
     padding_mask: torch.Tensor | None = (
         None  # [batch, past + seq], nonzero at real tokens; None: all are real
     )
+    packing: Packing | None = None  # where rows are packed; they have no padding then
     # Shared by layers that need the same.
     attention_masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
     token_masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
@@ -69,6 +71,33 @@ def active_context() -> ForwardContext:
             "checkpointing use model.gradient_checkpointing_enable(), which restores the pass it recomputes"
         )
     return context
+
+
+def context_for(
+    placement: Placement,
+    skipped: frozenset[int],
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    packing: Packing | None,
+) -> ForwardContext:
+    """Return the context of a pass.
+
+    Args:
+        attention_mask: the raw one, `[batch, past + seq]`; None: all tokens are real.
+        position_ids: `[batch, seq]`; None: they count up.
+
+    Raises:
+        ValueError: a mask or positions that recurrent mixers cannot use.
+    """
+    if any(name != FULL_ATTENTION for name in placement):
+        check_rows(attention_mask, position_ids)
+    return ForwardContext(placement=placement, skipped=skipped, padding_mask=attention_mask, packing=packing)
+
+
+def packing_in_use() -> Packing | None:
+    """Return how the rows of the pass that is running are packed, if they are."""
+    context = _ACTIVE.get()
+    return None if context is None else context.packing
 
 
 def check_rows(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> None:

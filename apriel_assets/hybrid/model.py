@@ -27,11 +27,12 @@ from apriel_assets.hybrid.conversion import Init, build_mixer
 from apriel_assets.hybrid.editing import add_mixers, keep_mixers
 from apriel_assets.hybrid.forward_context import (
     ForwardContext,
-    check_rows,
     checkpoint_in_context,
+    context_for,
     forward_context,
 )
 from apriel_assets.hybrid.hybrid_config import HybridConfig
+from apriel_assets.hybrid.packing import Packing
 from apriel_assets.hybrid.placement import (
     FULL_ATTENTION,
     Placement,
@@ -87,8 +88,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         config = HybridConfig(
             backbone=backbone.config,
             dtype=backbone.dtype,
-            # A config hands its choice down to its parts: without this one, the backbone would lose its own.
-            attn_implementation=backbone.config._attn_implementation,
+            attn_implementation=backbone.config._attn_implementation,  # handed down: else the backbone loses its own
         )
         hybrid = cls(config, backbone)
         hybrid.generation_config = deepcopy(backbone.generation_config)
@@ -220,7 +220,10 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             check_cache(past_key_values, self._layout())
         elif use_cache:
             past_key_values = self.make_cache()
-        with forward_context(self._context(attention_mask, position_ids, past_key_values)):
+        positions = (
+            position_ids if past_key_values is None else None
+        )  # a cache's rows were checked when they began
+        with forward_context(self._context(attention_mask, positions)):
             return self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -234,17 +237,16 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
     def final_hidden_states(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
+        self, input_ids: torch.Tensor, mask: torch.Tensor | None = None, packing: Packing | None = None
     ) -> torch.Tensor:
-        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`. No cache."""
-        with forward_context(self._context(attention_mask, position_ids, None)):
-            decoder = getattr(self.backbone, self.backbone.base_model_prefix)
-            return decoder(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-            ).last_hidden_state
+        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`; packed rows have no mask."""
+        positions = None if packing is None else packing.positions
+        decoder = getattr(self.backbone, self.backbone.base_model_prefix)
+        with forward_context(self._context(mask, packing=packing)):
+            output = decoder(
+                input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+            )
+        return output.last_hidden_state
 
     def make_cache(self) -> HybridCache:
         """Return an empty cache for the active placement."""
@@ -261,12 +263,8 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             SKIPPED if layer in self._skipped else name for layer, name in enumerate(self.config.placement)
         )
 
-    def _context(
-        self, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, cache: Cache | None
-    ) -> ForwardContext:
-        if any(name != FULL_ATTENTION for name in self.config.placement):
-            check_rows(attention_mask, position_ids if cache is None else None)
-        return ForwardContext(placement=self.placement, skipped=self._skipped, padding_mask=attention_mask)
+    def _context(self, mask: Any, positions: Any = None, packing: Packing | None = None) -> ForwardContext:
+        return context_for(self.placement, self._skipped, mask, positions, packing)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         given = model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False

@@ -57,6 +57,11 @@ TABLES: dict[str, TableSpec] = {
         "learning_rate": (_FLOAT, "AdamW learning rate at this step"),
         "tokens": (_INT, "valid (loss-carrying) tokens seen so far"),
         "tokens_per_s": (_FLOAT, "all tokens of the step over its wall time"),
+        "flops_per_s": (
+            _FLOAT,
+            "FLOP of the model, none counted twice, over the step's wall time; null: not known",
+        ),
+        "mfu": (_FLOAT, "flops_per_s over the devices' peak in bf16; null: a device without a known peak"),
     },
     "evals": {
         "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),

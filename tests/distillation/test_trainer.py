@@ -16,6 +16,7 @@ from apriel_assets.errors import UserError
 from tests.distillation.tiny_llama import make_llama, make_traces
 from tests.scoring.tiny_hybrid import make_hybrid
 
+SPEED = ["tokens_per_s", "flops_per_s"]  # columns that no two runs share
 CONFIG = DistillConfig(steps=6, batch_size=4, save_every=2, warmup_fraction=0.0)
 
 
@@ -74,6 +75,19 @@ def test_micro_batches_do_not_change_the_result(optimizer):
     for a, b in zip(students[0].parameters(), students[1].parameters(), strict=True):
         # fp32 sums in another order; Adam's first steps divide small gradients by themselves
         torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation": 2}, {"activation_checkpointing": True}])
+def test_packing_does_not_change_the_result(options):
+    students, losses = [make_hybrid(noise=0.02), make_hybrid(noise=0.02)], []
+    for student, packing in zip(students, (False, True), strict=True):
+        config = replace(CONFIG, steps=3, optimizer="adamw", learning_rate=1e-4, packing=packing, **options)
+        rows = train(student, make_traces(), config, teacher=make_hybrid(), seed=0)
+        losses.append(rows.column("loss_nats").to_pylist())
+        assert student.backbone.config._attn_implementation == "sdpa"
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for a, b in zip(students[0].parameters(), students[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
 
 
 def test_same_seed_same_bytes_and_no_trace_in_the_global_generator():
@@ -146,7 +160,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path):
     expected = train(whole, make_traces(), CONFIG, teacher=make_llama(0), seed=0)
     assert seen == [5, 6]  # not from the start
     assert_same_weights(weights(resumed), weights(whole))
-    assert rows.drop_columns("tokens_per_s") == expected.drop_columns("tokens_per_s")
+    assert rows.drop_columns(SPEED) == expected.drop_columns(SPEED)
 
 
 DISTRIBUTED_RUN = """

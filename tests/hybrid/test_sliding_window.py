@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid import window_attention
+from apriel_assets.hybrid.attention import PACKABLE
 from apriel_assets.hybrid.config import MixerOptions, SlidingWindowConfig
 from apriel_assets.hybrid.model import HybridForCausalLM
 from tests.hybrid.tiny_teachers import random_ids, tiny_teacher
@@ -80,7 +83,26 @@ def test_window_is_a_copy_of_the_attention():
 def test_attention_that_takes_no_mask_is_refused():
     model = HybridForCausalLM.from_teacher(tiny_teacher())
     model.convert([0], "swa")
-    model.banks[0].mixers["swa"].attention.config = copy.deepcopy(model.backbone.config)
-    model.banks[0].mixers["swa"].attention.config._attn_implementation_internal = "flash_attention_2"
+    config = copy.deepcopy(model.backbone.config)
+    config._attn_implementation_internal = "flash_attention_2"
+    model.banks[0].mixers["swa"]._shared_config = config
     with pytest.raises(UserError, match="sdpa or eager, not flash_attention_2"):
         model(random_ids(1, 4))
+
+
+def test_long_texts_go_by_blocks_and_come_out_the_same(monkeypatch):
+    model = HybridForCausalLM.from_teacher(tiny_teacher())
+    model.convert([0, 2], "swa", options={"swa": {"window": 4}})
+    ids = random_ids(2, 40)
+    by_mask, calls = model(ids).logits, []
+    attend = ALL_ATTENTION_FUNCTIONS[PACKABLE]
+    noting = lambda *args, **options: calls.append(args[1].shape) or attend(*args, **options)  # noqa: E731
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, PACKABLE, noting)
+    monkeypatch.setattr(window_attention, "_LEAST_BLOCK", 4)
+    torch.testing.assert_close(model(ids).logits, by_mask)
+    assert len(calls) == 2  # layers 0 and 2
+    padding = torch.ones_like(ids)
+    padding[0, 0] = 0
+    model(ids, attention_mask=padding)
+    model(ids[:, :16])
+    assert len(calls) == 2  # neither with padding nor for short texts

@@ -19,6 +19,7 @@ from apriel_assets.hybrid.config import GatedDeltaNetConfig, KimiDeltaConfig
 from apriel_assets.hybrid.forward_context import ForwardContext
 from apriel_assets.hybrid.mixers.delta.rule import choose_rule
 from apriel_assets.hybrid.mixers.recurrent_inputs import apply_norm, convolve, norm_like
+from apriel_assets.hybrid.packing import pack, unpack
 from apriel_assets.hybrid.surgery import attention_shape
 
 _NORM_EPS = 1e-6
@@ -83,12 +84,12 @@ class _DeltaMixer(nn.Module):
         hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         cache = kwargs.get("past_key_values")
         state = None if cache is None else cache.layers[layer]
-        return self._mix(hidden_states, context.token_mask(hidden_states.shape[1]), state), None
+        return self._mix(hidden_states, context, state), None
 
     def _mix(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None, state: RecurrentLayer | None
+        self, hidden_states: torch.Tensor, context: ForwardContext, state: RecurrentLayer | None
     ) -> torch.Tensor:
-        seq_len = hidden_states.shape[1]
+        mask, packing = context.token_mask(hidden_states.shape[1]), context.packing
         q, k = (
             apply_norm(self.q_norm, self.q_proj(hidden_states)),
             apply_norm(self.k_norm, self.k_proj(hidden_states)),
@@ -102,6 +103,8 @@ class _DeltaMixer(nn.Module):
             padding = mask[..., None] == 0
             conv_input, beta = conv_input.masked_fill(padding, 0), beta.masked_fill(padding, 0)
             log_decay = log_decay.masked_fill(padding[..., None], 0)
+        conv_input, log_decay, beta = (unpack(packing, each) for each in (conv_input, log_decay, beta))
+        seq_len = conv_input.shape[1]
         initial = state.recurrent_states[0] if state is not None and state.has_previous_state[0] else None
         heads = convolve(self.conv, conv_input, state, self.options.kernel).unflatten(
             -1, (3, self.shape.num_heads, -1)
@@ -113,7 +116,7 @@ class _DeltaMixer(nn.Module):
         if state is not None:
             state.update_recurrent_state(final)
             state.advance(seq_len)
-        return self.out_proj(self.norm(o).flatten(2) * self.gate(hidden_states).sigmoid())
+        return self.out_proj(self.norm(pack(packing, o)).flatten(2) * self.gate(hidden_states).sigmoid())
 
     def log_decay(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the decay in nats, `[batch, seq, heads, 1 or head size]`, in fp32."""

@@ -19,6 +19,7 @@ from apriel_assets.hybrid.config import MambaConfig
 from apriel_assets.hybrid.forward_context import ForwardContext
 from apriel_assets.hybrid.mixers.mamba.scan import choose_scan
 from apriel_assets.hybrid.mixers.recurrent_inputs import apply_norm, convolve, norm_like
+from apriel_assets.hybrid.packing import pack, unpack
 from apriel_assets.hybrid.surgery import attention_shape
 
 
@@ -76,12 +77,12 @@ class MambaMixer(nn.Module):
         hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         cache = kwargs.get("past_key_values")
         state = None if cache is None else cache.layers[layer]
-        return self._mix(hidden_states, context.token_mask(hidden_states.shape[1]), state), None
+        return self._mix(hidden_states, context, state), None
 
     def _mix(
-        self, hidden_states: torch.Tensor, mask: torch.Tensor | None, state: RecurrentLayer | None
+        self, hidden_states: torch.Tensor, context: ForwardContext, state: RecurrentLayer | None
     ) -> torch.Tensor:
-        seq_len = hidden_states.shape[1]
+        mask, packing = context.token_mask(hidden_states.shape[1]), context.packing
         B, C = (
             apply_norm(self.B_norm, self.B_proj(hidden_states)),
             apply_norm(self.C_norm, self.C_proj(hidden_states)),
@@ -93,6 +94,8 @@ class MambaMixer(nn.Module):
             # alone.
             conv_input = conv_input.masked_fill(mask[..., None] == 0, 0)
             dt = dt.masked_fill(mask[..., None] == 0, 0)
+        conv_input, dt = unpack(packing, conv_input), unpack(packing, dt)
+        seq_len = conv_input.shape[1]
         initial = state.recurrent_states[0] if state is not None and state.has_previous_state[0] else None
         x, B, C = convolve(self.conv, conv_input, state, self.options.kernel).split(
             [self.kv_size, self.kv_size, self.inner_size], dim=-1
@@ -103,7 +106,7 @@ class MambaMixer(nn.Module):
         if state is not None:
             state.update_recurrent_state(final)
             state.advance(seq_len)
-        return self.out_proj((y + self.D * x) * functional.silu(self.z_proj(hidden_states)))
+        return self.out_proj(pack(packing, y + self.D * x) * functional.silu(self.z_proj(hidden_states)))
 
     def _to_query_heads(self, values: torch.Tensor) -> torch.Tensor:
         """Repeat key-value heads for their query heads: `[batch, seq, query heads, head size]`."""
