@@ -42,6 +42,8 @@ class DistillConfig:
     # Traces of a micro-batch stand in one row without padding: pays where their lengths differ. Moves last bits
     packing: bool = False
     compile: bool = False  # fuses MLPs and norms; for GPUs. Moves last bits
+    # Several processes: each holds a part of weights, gradients and optimiser state, instead of all of them.
+    sharding: bool = field(default=False, metadata=UNHASHED)
     save_every: int = field(default=100, metadata=UNHASHED)  # steps between resume points
 
     def __post_init__(self) -> None:
@@ -117,6 +119,8 @@ class SupernetConfig(DistillConfig):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
         for name in ("random_probes", "align_steps"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "an integer >= 0")
+        # Alignment's errors leave layers by no output, so nothing would gather their weights for the backward pass.
+        _require(not (self.sharding and self.align_steps), "align_steps", self.align_steps, "0 with sharding")
         matching = self.mixer_matching
         _require(0 <= matching < math.inf, "mixer_matching", matching, "a number >= 0, where 0 is off")
         for given, wanted in (("weights", "weighted"), ("layouts", "layouts")):

@@ -2,6 +2,8 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 from apriel_assets.distillation.causal_lm import lm_head
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.distillation.master_weights import MasterWeights
+from apriel_assets.distillation.sharding import own_part, part_of, whole
 from apriel_assets.errors import UserError
 
 _ADAM_BETAS = (0.9, 0.95)
@@ -27,8 +30,12 @@ class StackedMuon(torch.optim.Muon):
     tiny products. Stacked, they are a few batched ones. On CPU they run in fp32: bf16 is emulated on most,
     and slow.
 
+    A matrix that is spread over processes is gathered for its direction, and each takes its own part of the update.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
+
+    spread: Mapping[Tensor, Tensor] = MappingProxyType({})  # by part: the parameter that it is a part of
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -38,7 +45,7 @@ class StackedMuon(torch.optim.Muon):
             by_shape = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape[parameter.shape, parameter.dtype].append(parameter)
+                    by_shape[self._spread(parameter).shape, parameter.dtype].append(parameter)
             for parameters in by_shape.values():
                 self._update(parameters, group)
 
@@ -50,14 +57,19 @@ class StackedMuon(torch.optim.Muon):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-            directions.append(gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum)
+            direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+            directions.append(whole(direction, self._spread(parameter)))
         updates = orthogonalize(
             torch.stack(directions), group["ns_coefficients"], group["ns_steps"], group["eps"]
         ).to(parameters[0].dtype)
-        rows, columns = parameters[0].shape
+        rows, columns = self._spread(parameters[0]).shape
         rate = group["lr"] * math.sqrt(max(1, rows / columns))
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+            own = part_of(update, self._spread(parameter))
+            parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(own, alpha=-rate)
+
+    def _spread(self, parameter: Tensor) -> Tensor:
+        return self.spread.get(parameter, parameter)
 
 
 class MasterMuon(MasterWeights, StackedMuon):
@@ -116,14 +128,16 @@ def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[tor
     """
     matrices = {id(weight) for weight in _layer_matrices(student)}
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    inner = [parameter for parameter in trained if id(parameter) in matrices]
-    outer = [parameter for parameter in trained if id(parameter) not in matrices]
+    inner = [own_part(parameter) for parameter in trained if id(parameter) in matrices]
+    outer = [own_part(parameter) for parameter in trained if id(parameter) not in matrices]
     adam_groups = [{"params": outer, "weight_decay": 0.0}] if outer else []
     optimizers: list[torch.optim.Optimizer] = []
     if inner and config.optimizer == "muon":
-        optimizers.append(
-            MasterMuon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95)
+        muon = MasterMuon(
+            inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay, momentum=0.95
         )
+        muon.spread = {own_part(parameter): parameter for parameter in trained}
+        optimizers.append(muon)
     elif inner:
         adam_groups.append({"params": inner, "weight_decay": config.weight_decay})
     if adam_groups:

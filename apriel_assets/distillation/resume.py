@@ -5,10 +5,11 @@ another name, flushed, then renamed: it is either whole or not there. The newest
 removed after.
 """
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,33 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
+from apriel_assets.distillation.batches import Traces
+from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.sharding import own_part, part_of, whole
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.placement import Placement
+from apriel_assets.slices import hashed_values
 
 _PREFIX = "step-"
+
+
+def run_identity(
+    student: nn.Module,
+    config: DistillConfig,
+    traces: Traces,
+    placements: Callable[[int], Placement] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what a training run is made of; what a state does not depend on is left out."""
+    shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
+    hashed = hashed_values({"config": config})["config"]
+    identity = {"config": hashed, "seed": seed, "traces": traces.digest(), "student": shapes}
+    if placements is None:
+        return identity
+    sampled = [placements(step) for step in range(config.steps)]
+    return identity | {"placements": hashlib.sha256(json.dumps(sampled).encode()).hexdigest()}
 
 
 def save_state(
@@ -100,7 +123,8 @@ def load_state(
         raise UserError(f"{newest} holds another model's weights; remove {directory} to start over")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(_like(weights[name], tensor))
+            own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            own.copy_(part_of(weights[name].to(own.device), tensor))
     saved = load_file(newest / "optimizer.safetensors")
     torch.set_rng_state(saved.pop("rng.cpu"))
     if "rng.cuda" in saved:
@@ -123,8 +147,8 @@ def _optimizer_tensors(student: nn.Module, optimizers: Sequence[torch.optim.Opti
     tensors = {}
     for name, parameter in student.named_parameters():
         for optimizer in optimizers:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{name}/{key}"] = value
+            for key, value in optimizer.state.get(own_part(parameter), {}).items():
+                tensors[f"{name}/{key}"] = whole(value, parameter) if value.ndim else value
     return tensors
 
 
@@ -134,27 +158,20 @@ def _load_optimizers(
     parameters = dict(student.named_parameters())
     for full_name, value in saved.items():
         name, _, key = full_name.rpartition("/")
-        parameter = parameters[name]
+        parameter, part = parameters[name], own_part(parameters[name])
         owner = next(
             optimizer
             for optimizer in optimizers
-            if any(parameter is other for group in optimizer.param_groups for other in group["params"])
+            if any(part is other for group in optimizer.param_groups for other in group["params"])
         )
         # AdamW keeps its step count on CPU, as a scalar.
-        owner.state[parameter][key] = _like(value, parameter) if value.ndim else value
+        owner.state[part][key] = part_of(value.to(part.device), parameter) if value.ndim else value
 
 
 def _whole(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; on CPU, in memory of its own."""
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _like(value: Tensor, tensor: Tensor) -> Tensor:
-    """Place a whole tensor as another one is: its device, its shards."""
-    if isinstance(tensor, DTensor):
-        return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
-    return value.to(tensor.device)
 
 
 def _differences(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:

@@ -4,8 +4,6 @@ One process on CPU, several GPUs under `accelerate launch`: the same code. The l
 tokens of the whole batch, however it is split over micro-batches and processes.
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -19,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from apriel_assets.distillation.batch_loss import BatchLoss
@@ -26,18 +25,19 @@ from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
 from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddings, switch_checkpointing
 from apriel_assets.distillation.compiling import compiled_blocks
 from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.finite import check_finite
 from apriel_assets.distillation.lent_student import given_back
 from apriel_assets.distillation.losses import check_vocabularies
 from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
 from apriel_assets.distillation.out_of_memory import describe_out_of_memory
-from apriel_assets.distillation.resume import load_state, save_state
+from apriel_assets.distillation.resume import load_state, run_identity, save_state
+from apriel_assets.distillation.sharding import gradients_of_parts, settle, shared
 from apriel_assets.distillation.step_flops import StepFlops
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.attention import packable
-from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement, layer_map
+from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement
 from apriel_assets.progress import Progress, silent
-from apriel_assets.slices import hashed_values
 from apriel_assets.tables.schemas import to_table
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ def train(
     ):
         loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
         run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
-        return run.train(resume_dir, progress)
+        with shared(student, run.accelerator.num_processes, sharding=config.sharding):
+            run.prepare()
+            return run.train(resume_dir, progress)
 
 
 class _Run:
@@ -142,14 +144,21 @@ class _Run:
         choose_trained(student, config.trains)
         if config.activation_checkpointing:
             switch_checkpointing(student, on=True)
+        self.shards = config.sharding and self.accelerator.num_processes > 1
         loss.to(self.accelerator.device).train()
-        self.loss, *self.optimizers = self.accelerator.prepare(loss, *make_optimizers(student, config))
+        self.loss = loss if self.shards else self.accelerator.prepare(loss)
+
+    def prepare(self) -> None:
+        """Make the optimisers, of a student that is in its place."""
+        self.optimizers = [
+            self.accelerator.prepare(own) for own in make_optimizers(self.student, self.config)
+        ]
         self.peak_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def train(self, resume_dir: Path | None, progress: Progress) -> pa.Table:
         """Run the steps that are left."""
         bare = [optimizer.optimizer for optimizer in self.optimizers]
-        identity = self._identity()
+        identity = run_identity(self.student, self.config, self.traces, self.placements, self.seed)
         done = load_state(resume_dir, self.student, bare, identity=identity) if resume_dir else None
         start, tables = done if done else (0, {})
         earlier = tables.get("training", to_table("training", []))
@@ -171,6 +180,7 @@ class _Run:
             finished = step + 1
             if self.recorder:
                 self.recorder.after(finished)
+                settle(self.student)
             if resume_dir and (finished % self.config.save_every == 0 or finished == self.config.steps):
                 self._save(resume_dir, earlier, rows, finished, identity)
             progress(
@@ -211,15 +221,17 @@ class _Run:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss = self._accumulate(indices, num_tokens)
-        self._check_finite(loss, "loss", step)
+        check_finite(loss, "loss", step, self.student, self.config)
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         limit = self.config.grad_clip_norm
-        grad_norm = float(cast(Tensor, self.accelerator.clip_grad_norm_(trained, limit or math.inf)))
-        self._check_finite(grad_norm, "gradient", step)
+        norm = cast(Any, self.accelerator.clip_grad_norm_(trained, limit or math.inf))
+        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        check_finite(grad_norm, "gradient", step, self.student, self.config)
         rate = self._set_learning_rates(step)
         self._moving = True
-        for optimizer in self.optimizers:
-            optimizer.step()
+        with gradients_of_parts(self.student):
+            for optimizer in self.optimizers:
+                optimizer.step()
         self._moving = False
         pairs = [(len(self.traces.prompts[index]), len(self.traces.completions[index])) for index in indices]
         seconds = time.perf_counter() - began
@@ -242,13 +254,15 @@ class _Run:
         learns = self._learns()
         for position, batch in enumerate(batches):
             last = position == len(batches) - 1
-            with torch.set_grad_enabled(learns), nullcontext() if last else accelerator.no_sync(self.loss):
+            alone = not last and not self.shards  # what is sharded adds up as it arises
+            with torch.set_grad_enabled(learns), accelerator.no_sync(self.loss) if alone else nullcontext():
                 loss, minimised = self.loss(batch.to(accelerator.device), num_tokens)
                 # Wrappers average gradients over processes; the normaliser already counts every process's
                 # tokens.
                 if learns:
                     accelerator.backward(minimised * accelerator.num_processes)
             total += loss.detach()
+        settle(self.student)
         return float(cast(Tensor, accelerator.reduce(total)))
 
     def _learns(self) -> bool:
@@ -277,23 +291,3 @@ class _Run:
         for group, peak in zip(groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
         return self.config.learning_rate * factor
-
-    def _check_finite(self, value: float, what: str, step: int) -> None:
-        if not math.isfinite(value):
-            placement = getattr(self.student, "placement", None)
-            ran = f" with layers {layer_map(placement, len(placement))}" if placement else ""
-            raise UserError(
-                f"{what} is {value} at step {step + 1} of {self.config.steps}{ran}; the last saved state is kept:"
-                " lower learning_rate or muon_learning_rate, or set grad_clip_norm"
-            )
-
-    def _identity(self) -> dict[str, Any]:
-        shapes = {name: list(parameter.shape) for name, parameter in self.student.named_parameters()}
-        config = hashed_values({"config": self.config})[
-            "config"
-        ]  # what a state does not depend on may change
-        identity = {"config": config, "seed": self.seed, "traces": self.traces.digest(), "student": shapes}
-        if self.placements is None:
-            return identity
-        sampled = [self.placements(step) for step in range(self.config.steps)]
-        return identity | {"placements": hashlib.sha256(json.dumps(sampled).encode()).hexdigest()}

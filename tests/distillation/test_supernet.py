@@ -1,8 +1,5 @@
 """The supernet: who moves and who does not, curves, exact resume, further training of a matryoshka."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -297,47 +294,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights_and_curves(tmp_path):
         run(make_supernet(), replace(config, sampling="uniform"), resume_dir=tmp_path)
     with pytest.raises(UserError, match="another placements, student"):
         run(make_supernet((("fa", "gdn"),) * 3), config, resume_dir=tmp_path)
-
-
-DISTRIBUTED_RUN = """
-import sys
-import torch; torch.set_num_threads(1)
-from accelerate import Accelerator
-from safetensors.torch import save_file
-from tests.distillation.test_supernet import DISTRIBUTED, make_supernet, run, weights
-
-supernet = make_supernet()
-run(supernet, DISTRIBUTED)
-if Accelerator().is_main_process:
-    save_file(weights(supernet), sys.argv[1])
-"""
-# One step in two trains nothing: processes must neither wait for its gradients nor trip over them.
-DISTRIBUTED = replace(
-    CONFIG,
-    sampling="layouts",
-    layouts=(LayoutConfig(placement=("fa",) * 3), LayoutConfig(placement=("gdn", "fa", "mamba"))),
-    mixer_matching=0.1,
-)
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    script, out = tmp_path / "run.py", tmp_path / "supernet.safetensors"
-    script.write_text(DISTRIBUTED_RUN)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", script, out],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()},
-        check=True,
-        capture_output=True,
-    )
-    alone = make_supernet()
-    before = weights(alone)
-    drawn = [PlacementSampler(alone.mixers, DISTRIBUTED, seed=0).placement(step)[0] for step in range(6)]
-    assert set(drawn) == {"fa", "gdn"}
-    run(alone, replace(DISTRIBUTED, gradient_accumulation=2))  # split as the processes split
-    moved = {name for name, value in load_file(out).items() if not torch.equal(value, before[name])}
-    assert mixers_of(moved) == {(0, "gdn"), (2, "mamba")}
-    for name, tensor in load_file(out).items():
-        torch.testing.assert_close(tensor, alone.state_dict()[name], atol=1e-5, rtol=0, msg=name)
 
 
 def test_refuses_to_move_full_attention_without_a_teacher():

@@ -163,35 +163,6 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path):
     assert rows.drop_columns(SPEED) == expected.drop_columns(SPEED)
 
 
-DISTRIBUTED_RUN = """
-import sys
-import torch; torch.set_num_threads(1)
-from accelerate import Accelerator
-from safetensors.torch import save_file
-from tests.distillation.test_trainer import CONFIG, make_llama, make_traces, train
-
-student = make_llama(1)
-train(student, make_traces(), CONFIG, teacher=make_llama(0), seed=0)
-if Accelerator().is_main_process:
-    save_file({name: tensor.clone() for name, tensor in student.state_dict().items()}, sys.argv[1])
-"""
-
-
-def test_two_processes_train_as_one_does(tmp_path):
-    script, out = tmp_path / "run.py", tmp_path / "student.safetensors"
-    script.write_text(DISTRIBUTED_RUN)
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", script, out],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()},
-        check=True,
-        capture_output=True,
-    )
-    alone = make_llama(1)
-    train(alone, make_traces(), CONFIG, teacher=make_llama(0), seed=0)
-    for name, tensor in load_file(out).items():
-        torch.testing.assert_close(tensor, alone.state_dict()[name], atol=1e-5, rtol=0, msg=name)
-
-
 def test_a_half_written_state_is_not_seen(tmp_path):
     student = make_llama(1)
     train(student, make_traces(), CONFIG, teacher=make_llama(0), seed=0, resume_dir=tmp_path)
