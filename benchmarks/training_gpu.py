@@ -61,6 +61,40 @@ def random_traces(count: int, tokens: int, vocab_size: int) -> Traces:
     return Traces(tuple((row[0],) for row in ids), tuple(tuple(row[1:]) for row in ids))
 
 
+def ragged_traces(count: int, tokens: int, vocab_size: int) -> Traces:
+    """Return traces whose lengths spread evenly from a sixteenth of `tokens` to all of them."""
+    lengths = torch.randint(
+        tokens // 16, tokens + 1, (count,), generator=torch.Generator().manual_seed(1)
+    ).tolist()
+    whole = random_traces(count, tokens, vocab_size)
+    cut = [own[: length - 1] for own, length in zip(whole.completions, lengths.tolist(), strict=True)]
+    return Traces(whole.prompts, tuple(cut))
+
+
+def ragged(tiny: bool, config: DistillConfig, tokens: int) -> dict[str, Any]:
+    """Time steps on traces of different lengths, padded and packed, drawn from few batches and from many."""
+    teacher, found = llama(tiny).eval().requires_grad_(False), {}
+    for batches in (1, 16):  # lengths are sorted within so many
+        traces = ragged_traces(batches * config.batch_size, tokens, teacher.config.vocab_size)
+        for packing in (False, True):
+            own = replace(config, gradient_accumulation=4, packing=packing)
+            name = f"{'packed' if packing else 'padded'}, lengths of {batches} batches"
+            model = HybridForCausalLM.from_teacher(llama(tiny), copy=False)
+            found[name] = attempt(name, lambda m=model, t=traces, o=own: recorded(m, t, o, teacher))
+    return found
+
+
+def recorded(model: Any, traces: Traces, config: DistillConfig, teacher: Any) -> dict[str, float]:
+    """Return medians of the trainer's own rows: steps have different numbers of tokens here."""
+    torch.cuda.reset_peak_memory_stats()
+    rows = train(model, traces, config, seed=0, teacher=teacher).to_pylist()[WARM_UP:]
+    found = {
+        name: statistics.median(row[name] or 0 for row in rows)
+        for name in ("tokens_per_s", "flops_per_s", "mfu")
+    }
+    return found | {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+
 def flops_per_token(model: LlamaForCausalLM, tokens: int) -> float:
     """Return the FLOP of a self-distillation step per token: student forward and backward, teacher forward."""
     config = model.config
@@ -197,7 +231,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training_gpu.json"))
     parser.add_argument(
-        "--only", choices=("self_distillation", "supernet"), help="measure this, keep the other"
+        "--only", choices=("self_distillation", "supernet", "ragged"), help="measure this, keep the other"
     )
     arguments = parser.parse_args()
     tokens = 128 if arguments.tiny else 1024
@@ -215,6 +249,7 @@ def main() -> None:
     parts = {
         "self_distillation": (self_distillation, config),
         "supernet": (supernet, replace(config, gradient_accumulation=4, compile=True)),
+        "ragged": (ragged, config),
     }
     for name, (measure, own) in parts.items():
         if arguments.only in (None, name):
