@@ -63,9 +63,7 @@ def random_traces(count: int, tokens: int, vocab_size: int) -> Traces:
 
 def ragged_traces(count: int, tokens: int, vocab_size: int) -> Traces:
     """Return traces whose lengths spread evenly from a sixteenth of `tokens` to all of them."""
-    lengths = torch.randint(
-        tokens // 16, tokens + 1, (count,), generator=torch.Generator().manual_seed(1)
-    ).tolist()
+    lengths = torch.randint(tokens // 16, tokens + 1, (count,), generator=torch.Generator().manual_seed(1))
     whole = random_traces(count, tokens, vocab_size)
     cut = [own[: length - 1] for own, length in zip(whole.completions, lengths.tolist(), strict=True)]
     return Traces(whole.prompts, tuple(cut))
