@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def save_state(
         identity: what the run is made of (config, seed, traces); a resume must match it.
         is_writer: one process of a distributed run writes; the others only help to gather.
     """
-    weights = {name: _whole(parameter) for name, parameter in _tensors(student).items()}
-    states = {key: _whole(value) for key, value in _optimizer_tensors(student, optimizers).items()}
+    weights = _on_writer(_tensors(student).items(), is_writer)
+    states = _on_writer(_optimizer_tensors(student, optimizers), is_writer)
     states["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["rng.cuda"] = torch.cuda.get_rng_state()
@@ -143,13 +143,13 @@ def _tensors(student: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _optimizer_tensors(student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    tensors = {}
+def _optimizer_tensors(
+    student: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in student.named_parameters():
         for optimizer in optimizers:
             for key, value in optimizer.state.get(own_part(parameter), {}).items():
-                tensors[f"{name}/{key}"] = whole(value, parameter) if value.ndim else value
-    return tensors
+                yield f"{name}/{key}", whole(value, parameter) if value.ndim else value
 
 
 def _load_optimizers(
@@ -168,10 +168,14 @@ def _load_optimizers(
         owner.state[part][key] = part_of(value.to(part.device), parameter) if value.ndim else value
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor; on CPU, in memory of its own."""
-    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _on_writer(tensors: Iterable[tuple[str, Tensor]], is_writer: bool) -> dict[str, Tensor]:
+    """Gather sharded tensors one by one; only who writes keeps them, on the CPU, in memory of its own."""
+    kept = {}
+    for name, tensor in tensors:
+        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if is_writer:
+            kept[name] = gathered.detach().to("cpu", copy=True).contiguous()
+    return kept
 
 
 def _differences(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from apriel_assets.distillation.causal_lm import decoder_layers
 from apriel_assets.errors import UserError
 
 _OWN_PART = "_own_part"
@@ -25,7 +26,8 @@ _ENTRY = "final_hidden_states"  # the method of a hybrid that training calls
 def shared(student: nn.Module, num_processes: int, *, sharding: bool) -> Iterator[None]:
     """Let all processes of the default group train one student, and give it back whole.
 
-    With sharding its parameters are DTensors between passes; `settle` puts them back into that state after one.
+    With sharding its parameters are DTensors between passes; `settle` puts them back into that state after one. After an
+    error it stays spread: the other processes may not be here to gather it.
 
     Raises:
         UserError: sharding of a student that is no hybrid.
@@ -34,26 +36,38 @@ def shared(student: nn.Module, num_processes: int, *, sharding: bool) -> Iterato
         yield
         return
     if sharding:
+        if not hasattr(student, _ENTRY):
+            raise UserError(
+                f"sharding trains hybrids, not a plain {type(student).__name__}; make it a hybrid first"
+            )
         _shard(student, num_processes)
     for parameter in student.parameters():
         own = parameter.to_local() if isinstance(parameter, DTensor) else parameter.data
         # An optimiser may swap the data of what it steps on for a while; of a parameter itself that would undo the
         # hooks by which its gradients are summed.
         setattr(parameter, _OWN_PART, nn.Parameter(own, parameter.requires_grad))
-    try:
-        yield
-    finally:
+    yield
+    if sharding:
         settle(student)
-        if sharding:
-            _make_whole(student)
-        for parameter in student.parameters():
-            vars(parameter).pop(_OWN_PART, None)
+        _make_whole(student)
+    for parameter in student.parameters():
+        vars(parameter).pop(_OWN_PART, None)
 
 
-def settle(student: nn.Module) -> None:
+@contextmanager
+def sharded_teacher(teacher: nn.Module, num_processes: int) -> Iterator[None]:
+    """Spread a frozen model over all processes, and give it back whole; an LM head of its own stays whole."""
+    _shard(teacher, num_processes)
+    yield
+    settle(teacher)
+    _make_whole(teacher)
+
+
+def settle(model: nn.Module) -> None:
     """Let go of weights that a pass without a backward pass has left gathered."""
-    if isinstance(student, FSDPModule):
-        student.reshard()
+    root = _root(model)
+    if isinstance(root, FSDPModule):
+        root.reshard()
 
 
 def own_part(parameter: Tensor) -> Tensor:
@@ -94,28 +108,31 @@ def part_of(value: Tensor, parameter: Tensor) -> Tensor:
     ).to_local()
 
 
-def _shard(student: nn.Module, num_processes: int) -> None:
-    if not hasattr(student, _ENTRY):
-        raise UserError(
-            f"sharding trains hybrids, not a plain {type(student).__name__}; make it a hybrid first"
-        )
-    mesh = init_device_mesh(next(student.parameters()).device.type, (num_processes,))
-    for layer in cast(Any, student).decoder_layers:
+def _root(model: Any) -> nn.Module:
+    """Return the module that training calls: a hybrid by its own method, any other model's backbone as a module."""
+    return model if hasattr(model, _ENTRY) else model.base_model
+
+
+def _shard(model: nn.Module, num_processes: int) -> None:
+    mesh = init_device_mesh(next(model.parameters()).device.type, (num_processes,))
+    root = _root(model)
+    for layer in decoder_layers(cast(Any, model)):
         fully_shard(layer, mesh=mesh)
-    fully_shard(student, mesh=mesh)
-    register_fsdp_forward_method(student, _ENTRY)
+    fully_shard(root, mesh=mesh)
+    if root is model:
+        register_fsdp_forward_method(root, _ENTRY)
 
 
-def _make_whole(student: nn.Module) -> None:
+def _make_whole(model: nn.Module) -> None:
     """Take FSDP off again; PyTorch has no function for it."""
     found: dict[int, nn.Parameter] = {}
-    for module in student.modules():
+    for module in model.modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor):
                 if id(parameter) not in found:
                     found[id(parameter)] = nn.Parameter(parameter.full_tensor(), parameter.requires_grad)
                 module._parameters[name] = found[id(parameter)]
-    for module in list(student.modules()):
+    for module in list(model.modules()):
         if isinstance(module, FSDPModule):
             state: Any = module._get_fsdp_state()
             state._pre_forward_hook_handle.remove()
@@ -124,4 +141,4 @@ def _make_whole(student: nn.Module) -> None:
                 vars(module).pop(key, None)
             _module_state_mapping.pop(module, None)
             module.__class__ = type(module).__bases__[1]
-    vars(student).pop(_ENTRY, None)
+    vars(model).pop(_ENTRY, None)

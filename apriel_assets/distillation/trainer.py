@@ -32,7 +32,7 @@ from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
 from apriel_assets.distillation.out_of_memory import describe_out_of_memory
 from apriel_assets.distillation.resume import load_state, run_identity, save_state
-from apriel_assets.distillation.sharding import gradients_of_parts, settle, shared
+from apriel_assets.distillation.sharding import gradients_of_parts, settle, sharded_teacher, shared
 from apriel_assets.distillation.step_flops import StepFlops
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.attention import packable
@@ -106,7 +106,12 @@ def train(
     ):
         loss = alignment or BatchLoss(student, teacher, config, mixer_matching)
         run = _Run(loss, traces, config, placements, recorder, seed=seed, model_name=model_name)
-        with shared(student, run.accelerator.num_processes, sharding=config.sharding):
+        processes = run.accelerator.num_processes
+        spread = run.shards and isinstance(teacher, nn.Module)
+        with (
+            shared(student, processes, sharding=config.sharding),
+            sharded_teacher(cast(nn.Module, teacher), processes) if spread else nullcontext(),
+        ):
             run.prepare()
             return run.train(resume_dir, progress)
 

@@ -49,12 +49,15 @@ def hybrid(dtype=torch.float32):
     return student
 
 
-def distil(student=None, resume_dir=None, progress=lambda *_, **__: None, **changes):
+def distil(student=None, resume_dir=None, progress=lambda *_, **__: None, teacher=None, **changes):
     student = hybrid() if student is None else student
-    rows = train(
-        student, TRACES, replace(CONFIG, **changes), teacher=make_hybrid(), seed=0, resume_dir=resume_dir,
-        progress=progress,
-    )  # fmt: skip
+    settings = {
+        "teacher": teacher or make_hybrid(),
+        "seed": 0,
+        "resume_dir": resume_dir,
+        "progress": progress,
+    }
+    rows = train(student, TRACES, replace(CONFIG, **changes), **settings)
     return student, rows
 
 
@@ -85,6 +88,7 @@ CASES: dict[str, Callable] = {
     "adamw": lambda **c: distil(optimizer="adamw", activation_checkpointing=True, **c)[0],
     "bf16": lambda **c: distil(hybrid(torch.bfloat16), **c)[0],
     "twice": lambda **c: distil(distil(**c)[0], **c)[0],
+    "plain_teacher": lambda **c: distil(teacher=tiny_teacher(tie_word_embeddings=True), **c)[0],
     "supernet": lambda **c: supernet(**c)[0],
 }
 
