@@ -26,8 +26,8 @@ _ENTRY = "final_hidden_states"  # the method of a hybrid that training calls
 def shared(student: nn.Module, num_processes: int, *, sharding: bool) -> Iterator[None]:
     """Let all processes of the default group train one student, and give it back whole.
 
-    With sharding its parameters are DTensors between passes; `settle` puts them back into that state after one. After an
-    error it stays spread: the other processes may not be here to gather it.
+    With sharding its parameters are DTensors between passes; `settle` puts them back into that state after one. After
+    an error it stays spread: the other processes may not be here to gather it.
 
     Raises:
         UserError: sharding of a student that is no hybrid.

@@ -19,12 +19,15 @@ class StepExecution:
 
     launcher: Literal["inline", "process", "accelerate", "ray"] = INLINE
     gpus: int = 0  # leased for the step alone, by Ray under ray; 0: it sees what the program sees
-    processes: int = 1  # of one build, under accelerate or ray
+    processes: int = 1  # of one build, under accelerate or ray; on all machines together
+    machines: int = 1  # that share one build under accelerate, each with as many processes
+    # Starts one process on each machine, e.g. [srun, --nodes=2, --ntasks-per-node=1]; GPUs are then its to give.
+    machine_launcher: tuple[str, ...] = ()
     timeout_s: float | None = None  # of one attempt; None: no limit
     retries: int = 1  # after a transient failure: killed, or the device failed
 
     def __post_init__(self) -> None:
-        for name, least in (("gpus", 0), ("processes", 1), ("retries", 0)):
+        for name, least in (("gpus", 0), ("processes", 1), ("machines", 1), ("retries", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"execution.{name}={getattr(self, name)} must be at least {least}")
         if self.timeout_s is not None and self.timeout_s <= 0:
@@ -39,6 +42,17 @@ class StepExecution:
         if self.gpus and self.is_distributed and self.processes != self.gpus:
             raise UserError(
                 f"execution.processes={self.processes} must equal gpus={self.gpus}: accelerate runs one process a GPU"
+            )
+        if (self.machines > 1) != bool(self.machine_launcher) or (
+            self.machines > 1 and self.launcher != ACCELERATE
+        ):
+            raise UserError(
+                f"execution.machines={self.machines} needs launcher accelerate and a machine_launcher, which needs "
+                "several machines, e.g. [srun, --nodes=2, --ntasks-per-node=1]"
+            )
+        if self.processes % self.machines:
+            raise UserError(
+                f"execution.processes={self.processes} cannot be spread over machines={self.machines}; give a multiple"
             )
 
     @property

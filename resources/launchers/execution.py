@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 import time
 import warnings
@@ -85,12 +86,14 @@ class Execution:
         def waiting(holders: str) -> None:
             context.log.info("%s: waits for %d GPUs; %s", order.step, how.gpus, holders)
 
-        # Ray gives out the GPUs of its cluster itself.
-        own_gpus = 0 if how.launcher == RAY else how.gpus
+        # Ray, or what starts processes on several machines, gives out GPUs itself.
+        own_gpus = 0 if how.launcher == RAY or how.machines > 1 else how.gpus
         with leased(own_gpus, order.step, waiting) as lease, placed(order, self.recipe) as file:
             began = time.time()
             outcome = _attempts(order, how, file, lease, context, progress)
             place: dict[str, Any] = {"devices": list(lease.devices)}
+            if how.machines > 1:
+                place = {"devices": ["unnamed"] * how.gpus, "machines": how.machines}
             if how.launcher == RAY:
                 place |= _ray_note(order)
                 began = place.pop("began")
@@ -185,11 +188,23 @@ def _command(how: StepExecution, file: Path, order: StepOrder) -> list[str]:
 
 
 def _accelerated(how: StepExecution, file: Path) -> list[str]:
-    processes = ["--num_processes", str(how.processes), "--num_machines", "1"]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    processes = ["--num_processes", str(how.processes), "--num_machines", str(how.machines)]
+    options = ["--mixed_precision", "no", "--dynamo_backend", "no", *_meeting(how.machines)]
     several = ["--multi_gpu"] if how.processes > 1 else []
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch = [*how.machine_launcher, sys.executable, "-m", "accelerate.commands.launch"]
     return [*launch, *processes, *several, *options, "--module", STEP_MODULE, str(file)]
+
+
+def _meeting(machines: int) -> list[str]:
+    """Return where processes find each other; several machines do at this one, which is one of them."""
+    if machines == 1:
+        return ["--main_process_port", "0"]
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    # The rendezvous gives machines their numbers, whatever is said here; 0 would refuse a port that is in use.
+    place = ["--main_process_ip", socket.gethostname(), "--main_process_port", str(port)]
+    return [*place, "--machine_rank", "1", "--rdzv_backend", "c10d"]
 
 
 def _ray_note(order: StepOrder) -> dict[str, Any]:

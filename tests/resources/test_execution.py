@@ -94,7 +94,37 @@ def test_two_processes_train_what_one_trains(home, world, tiny_recipe_file, tmp_
         torch.testing.assert_close(own, weights[1][name], rtol=1e-4, atol=1e-5)
 
 
+def test_two_machines_meet_and_train_what_one_process_trains(home, world, tiny_recipe_file, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    # Stands for a cluster's launcher: one process a machine, ended together, the worst of their codes.
+    launcher = tmp_path / "on_each_machine"
+    launcher.write_text('#!/bin/sh\n"$@" & one=$!\n"$@" & two=$!\nwait $one && wait $two\n')
+    launcher.chmod(0o755)
+    overlays = ["h1.steps.h3.distill.steps=3", "h1.steps.h3.distill.sharding=true"]
+    alone = shutil.copytree(world, tmp_path / "alone")
+    run(tiny_recipe_file, alone, overlays, ["h1/h3"])
+    where = (
+        f"{{launcher: accelerate, processes: 2, machines: 2, machine_launcher: ['{launcher}'], retries: 0}}"
+    )
+    run(tiny_recipe_file, home, [*overlays, f"execution.steps={{h1/h3: {where}}}"], ["h1/h3"])
+    own = provenance(home, "h1/h3")
+    assert (own["launcher"], own["processes"], own["machines"]) == ("accelerate", 2, 2)
+    weights = [load_file(newest(place, "h1/h3") / "checkpoint/model.safetensors") for place in (home, alone)]
+    for name, own in weights[0].items():
+        torch.testing.assert_close(own, weights[1][name], rtol=1e-4, atol=1e-5)
+
+
 BAD = {
+    "machines without a launcher": (
+        "execution={launcher: accelerate, processes: 2, machines: 2}",
+        "machine_launcher",
+    ),
+    "processes for machines": (
+        "execution={launcher: accelerate, processes: 3, machines: 2, machine_launcher: [srun]}",
+        "cannot be spread over machines=2",
+    ),
     "gpus inline": ("execution.gpus=1", "needs launcher process"),
     "processes without accelerate": ("execution.processes=2", "needs launcher accelerate"),
     "processes that are not the GPUs": (
