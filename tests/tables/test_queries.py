@@ -118,7 +118,13 @@ def test_every_table_view_and_column_has_a_comment(lake):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_view_has_the_documented_columns(name, lake):
-    arguments = {"compare_models": "('h6', 'h7')", "lost_problems": "('h6')", "fastest_keeping": "(0.5)"}
+    arguments = {
+        "compare_models": "('h6', 'h7')",
+        "lost_problems": "('h6')",
+        "fastest_keeping": "(0.5)",
+        "over_seeds": "('%')",
+        "decode_roofline": "(8)",
+    }
     columns, _ = lake.query(f"select * from {name}{arguments.get(name, '')} limit 0")
     assert columns == list(VIEWS[name].columns)
 
