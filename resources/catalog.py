@@ -95,15 +95,20 @@ def _comments(view: str, meaning: str, columns: dict[str, str]) -> list[str]:
     ]
 
 
-def _table_view(name: str, lake: Path) -> str:
+def table_source(name: str, lake: Path, recipe: str = "*") -> str:
+    """Return the SELECT over a table's files, of one recipe or all, with every column of its schema."""
     fields = [*table_schema(name), *(pa.field(column, dtype) for column, (dtype, _) in LAKE_COLUMNS.items())]
     columns = ", ".join(f'NULL::{_type(field.type)} AS "{field.name}"' for field in fields)
     source = f"SELECT {columns} WHERE false"
-    if any((lake / name).glob("*/*.parquet")):
-        files = quoted(str(lake / name / "*" / "*.parquet"))
+    if any((lake / name).glob(f"{recipe}/*.parquet")):
+        files = quoted(str(lake / name / recipe / "*.parquet"))
         # By name, after the schema: files of an older version lack columns, and every column must be there.
         source += f" UNION ALL BY NAME SELECT * FROM read_parquet({files}, union_by_name = true)"
-    return f'CREATE VIEW "{name}" AS {source}'
+    return source
+
+
+def _table_view(name: str, lake: Path) -> str:
+    return f'CREATE VIEW "{name}" AS {table_source(name, lake)}'
 
 
 def _type(dtype: pa.DataType) -> str:

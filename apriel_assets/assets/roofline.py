@@ -1,4 +1,4 @@
-"""What limits decoding on this device and on others, for the teacher's sizes: from shapes, but for the device itself."""
+"""What limits decoding on this device and on others, by the teacher's sizes; only the present device is measured."""
 
 from collections.abc import Mapping
 from typing import Any

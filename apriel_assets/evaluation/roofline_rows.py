@@ -71,8 +71,8 @@ def layer_rows(shape: ModelShape, contexts: Sequence[int]) -> list[Row]:
 def lever_rows(shape: ModelShape, num_layers: int, contexts: Sequence[int], batch: int) -> list[Row]:
     """Return `levers` rows: each way to move fewer bytes, alone, against the all-FA model as it is.
 
-    A decode step rereads 2 L t h_kv d_h b bytes for each sequence: so fewer bytes b of a number, fewer heads h_kv, fewer
-    tokens t (a window), fewer layers L that read at all.
+    A decode step rereads 2 L t h_kv d_h b bytes for each sequence: so fewer bytes b of a number, fewer heads
+    h_kv, fewer tokens t (a window), fewer layers L that read at all.
     """
     full = ("fa",) * num_layers
     levers: dict[str, tuple[ModelShape, tuple[str, ...]]] = {AS_IT_IS: (shape, full)}

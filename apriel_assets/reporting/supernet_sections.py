@@ -37,6 +37,7 @@ def costs_section(tables: Tables) -> Section:
             ),
         ],
         tables=[],
+        sources=("mixer_costs", "cost_check"),
     )
 
 
@@ -68,6 +69,7 @@ def supernet_section(tables: Tables) -> Section:
             ),
         ],
         tables=[_probe_table(curves)],
+        sources=("supernet_curves",),
     )
 
 
@@ -97,6 +99,7 @@ def matryoshka_section(tables: Tables) -> Section:
                 " shrink by without this placement.",
             )
         ],
+        sources=("sharing",),
     )
 
 

@@ -245,7 +245,7 @@ VIEWS: dict[str, View] = {
         WHERE own.chosen GROUP BY ALL ORDER BY own.recipe, own.budget DESC""",
     ),
     "over_seeds": View(
-        meaning="Each model over several runs of one recipe under other names and seeds: mean and spread of its accuracy.",
+        meaning="Each model over several runs of a recipe under other names and seeds: its accuracy, mean and spread.",
         parameters=("recipes_like",),
         columns={
             "model": "as in evals",

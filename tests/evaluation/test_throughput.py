@@ -219,7 +219,12 @@ def test_shape_takes_element_sizes_and_options_from_the_model(hybrid):
 
 def test_no_further_repeat_after_the_time_limit(hybrid, monkeypatch):
     rounds = []
-    slow = lambda step, num_steps, device: (rounds.append(num_steps), time.sleep(0.02), [0.02])[2]
+
+    def slow(step, num_steps, device):
+        rounds.append(num_steps)
+        time.sleep(0.02)
+        return [0.02]
+
     monkeypatch.setattr(throughput, "timed_steps", slow)
     config = ThroughputConfig(contexts=(8,), batch_size=1, repeats=50, max_seconds_per_point=0.05)
     measure(hybrid, config)
