@@ -26,6 +26,7 @@ MIXER_COLOURS = {"fa": "#3573b8", "swa": "#258153", "gdn": "#b4560f", "kda": "#a
 # Each has a contrast of at least 3 to light and dark pages alike.
 _LINES = (BLUE, ORANGE, GREEN, "#b05088", "#1f8ba8", "#95800f", "#8866bb", INK)
 NUM_COLOURS = len(_LINES)  # of lines, before they come round again
+_MOST_NAMED = 18  # lines in a legend
 WIDTH = 5.0  # inches: two pictures side by side on a laptop, and still readable on a phone
 
 _STYLE: Any = {
@@ -50,8 +51,8 @@ _STYLE: Any = {
 }
 
 PUBLISHED = "published figures"  # what can be hidden beside models
-_TAG = "apriel:"
-_TAGGED = re.compile(r'<g id="apriel:([^"]*)">')
+_TAG = "tagged."
+_TAGGED = re.compile(r'<g id="tagged\.([0-9a-f]+)">')
 _NUMBERED = re.compile(r'<g id="[\w.]+">')
 
 Options = ParamSpec("Options")
@@ -102,7 +103,7 @@ def toggle_class(name: str) -> str:
 
 def tag(artists: Artist | Iterable[Artist | None], name: str | None = None, title: str | None = None) -> None:
     """Mark what is drawn: whose it is, so that a page can hide it, and what to say when it is pointed at."""
-    mark = _TAG + json.dumps([name, title])
+    mark = _TAG + json.dumps([name, title]).encode().hex()  # of any name an id that stands as it is in XML
     for artist in [artists] if isinstance(artists, Artist) else artists:
         if artist is not None:
             artist.set_gid(mark)
@@ -123,6 +124,19 @@ def hover_points(axes: Axes, points: Iterable[tuple[float, float, str, str | Non
     """
     for x, y, title, name in points:
         tag(axes.plot(x, y, "o", ms=9, alpha=0.0, label="_nolegend_"), name, title)
+
+
+def legend_above(axes: Axes, *, columns: int) -> None:
+    """Name the lines where the names cover none; not if they are many: then each says its name when pointed at."""
+    if len(axes.get_legend_handles_labels()[1]) <= _MOST_NAMED:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns,
+            fontsize=7,
+            columnspacing=1,
+            handlelength=1.5,
+        )
 
 
 def diagonal(axes: Axes) -> None:
@@ -170,6 +184,6 @@ def _svg(figure: Figure) -> str:
 
 
 def _group(found: re.Match[str]) -> str:
-    name, title = json.loads(html.unescape(found.group(1)))
+    name, title = json.loads(bytes.fromhex(found.group(1)))
     classes = f' class="{toggle_class(name)}"' if name else ""
     return f"<g{classes}>" + (f"<title>{html.escape(title)}</title>" if title else "")

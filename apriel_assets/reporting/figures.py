@@ -16,6 +16,7 @@ from apriel_assets.reporting.drawing import (
     error_bars,
     hover_points,
     label_points,
+    legend_above,
     new_figure,
     picture,
     plain_log,
@@ -172,7 +173,7 @@ def loss_curves(training: Rows) -> Figure | None:
         plain_log(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
-    axes.legend(ncols=3)
+    legend_above(axes, columns=6)
     return figure
 
 
@@ -206,7 +207,7 @@ def speed_by_context(throughput: Rows) -> Figure | None:
     axes.set_xticks(contexts, [str(context) for context in contexts])
     axes.set_xlabel("context, tokens (dashed: modelled)")
     axes.set_ylabel("decode speed-up over the teacher")
-    axes.legend(ncols=2)
+    legend_above(axes, columns=6)
     return figure
 
 

@@ -46,8 +46,8 @@ def origins_table(tables: Tables) -> Table:
             )
             for row in _builds(tables)
         ],
-        note="Hash: the artifact's address, a directory under artifacts/<asset>/; its provenance.json has recipe values,"
-        " inputs, libraries and the hash of each file.",
+        note="Hash: the artifact's address, a directory under artifacts/<asset>/; its provenance.json has recipe"
+        " values, inputs, libraries and the hash of each file.",
     )
 
 

@@ -205,7 +205,11 @@ def _newly_replaced(checkpoints: Sequence[Row]) -> dict[str, set[int]]:
 def _by_task(evals: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
     """Return one table per metric: a row a model, a column a task."""
     found = []
-    for metric in sorted({row["metric"] for row in evals}, key=lambda name: (name not in _METRICS, name)):
+    known = list(_METRICS)
+    metrics = {row["metric"] for row in evals}
+    for metric in sorted(
+        metrics, key=lambda name: (known.index(name) if name in known else len(known), name)
+    ):
         rows = [row for row in evals if row["metric"] == metric]
         cells: dict[str, dict[str, str]] = {}
         for row in sorted(

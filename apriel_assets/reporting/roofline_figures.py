@@ -6,7 +6,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from apriel_assets.reporting.drawing import INK, ORANGE, hover_points, label_points, new_figure, picture, tag
+from apriel_assets.reporting.drawing import (
+    INK,
+    ORANGE,
+    hover_points,
+    label_points,
+    legend_above,
+    new_figure,
+    picture,
+    plain_log,
+    tag,
+)
 from apriel_assets.reporting.figures import Row, Rows
 
 _INTENSITIES = (0.25, 4096.0)  # FLOP per byte, from left to right
@@ -29,10 +39,11 @@ def rooflines(devices: Rows) -> Figure | None:
         hover_points(axes, [(*ridge, title, None)])
     intensity = devices[0]["kv_read_intensity"]
     tag(axes.axvline(intensity, color=INK, ls=":"), None, f"attention in decode: {intensity:g} FLOP/byte")
-    axes.set(xscale="log", yscale="log")
-    axes.set_xlabel("FLOP per byte (dotted: attention over its KV cache in decode)")
+    plain_log(axes, "x")
+    plain_log(axes)
+    axes.set_xlabel("FLOP per byte (dotted: attention in decode)")
     axes.set_ylabel("at most, TFLOP/s")
-    axes.legend(loc="lower right")
+    legend_above(axes, columns=2)
     return figure
 
 
@@ -51,34 +62,37 @@ def levers(rows: Rows) -> Figure | None:
             f"{lever}: {y[-1]:.2f}x at {x[-1]:,}",
         )
     _by_context(axes, rows)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
+    plain_log(axes)
     axes.set_ylabel("modelled decode speed-up")
     axes.legend(loc="upper left", fontsize=7)
     return figure
 
 
 @picture
-def modelled_by_context(steps: Mapping[str, Sequence[Row]], value: str, label: str) -> Figure | None:
+def modelled_by_context(
+    steps: Mapping[str, Sequence[Row]], value: str, label: str, unit: float = 1.0
+) -> Figure | None:
     """Draw a modelled figure of every model by context.
 
     Args:
         steps: by model, rows of `roofline_sections.modelled_steps`.
         value: which of their figures.
         label: what it is, with its unit.
+        unit: how much of the figure that unit is.
     """
     if not steps:
         return None
     figure, (axes,) = new_figure(3.8)
     for index, (model, rows) in enumerate(steps.items()):
-        x, y = [row["context_tokens"] for row in rows], [row[value] for row in rows]
+        x, y = [row["context_tokens"] for row in rows], [row[value] / unit for row in rows]
         drawn = axes.plot(x, y, "os^D"[index // 8 % 4] + "-", ms=3, label=model)
         tag(drawn, model, f"{model}: {y[-1]:,.4g} at {x[-1]:,} tokens")
     _by_context(axes, [row for rows in steps.values() for row in rows])
-    axes.set_yscale("log")
+    values = [row[value] / unit for rows in steps.values() for row in rows]
+    if max(values) > 20 * min(values):
+        plain_log(axes)
     axes.set_ylabel(label)
-    axes.legend(ncols=2, fontsize=7)
+    legend_above(axes, columns=6)
     return figure
 
 
@@ -101,10 +115,8 @@ def published_speeds(published: Rows) -> Figure | None:
         labels += [(r["kv_limit"], r["speedup"], r["model"], None) for r in own]
     ends = 1.0, 1.2 * max(max(row["kv_limit"], row["speedup"]) for row in rows)
     axes.plot(ends, ends, ":", color=ORANGE, label="equal")
-    axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
+    plain_log(axes, "x")
+    plain_log(axes)
     axes.set_xlabel("layers over full-attention layers")
     axes.set_ylabel("published speed-up")
     axes.legend(loc="upper left")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from apriel_assets.reporting import roofline_figures
 from apriel_assets.reporting.sections import ABSENT, Picture, Section, Table, shown
-from apriel_assets.reporting.summary import Row, Tables, table_rows
+from apriel_assets.reporting.summary import Row, Tables, leaderboard_table, table_rows
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import to_table
 
@@ -15,9 +15,15 @@ _MIB = 2**20
 
 def speed_section(tables: Tables) -> Section:
     """Every timed point with its latency, memory and share of what the device allows."""
+    order = {row["model"]: place for place, row in enumerate(leaderboard_table(tables).to_pylist())}
     rows = sorted(
         table_rows(tables, "throughput"),
-        key=lambda row: (row["phase"], row["context_tokens"], row["batch_size"]),
+        key=lambda row: (
+            row["phase"],
+            row["context_tokens"],
+            row["batch_size"],
+            order.get(row["model"], len(order)),
+        ),
     )
     devices = ", ".join(sorted({row["device"] for row in rows if row["device"]}))
     return Section(
@@ -31,8 +37,8 @@ def speed_section(tables: Tables) -> Section:
                           "cache bytes a token", "peak MiB", "decoder"),
                 rows=[_speed_row(row) for row in rows],
                 note="Median over repeats. Latency: prompt to first token, or one further token. Of bound: share of"
-                " what the device's measured copy and matmul rates allow by the byte model; what fits a CPU's caches can"
-                " beat it. Peak: on a CPU the whole process.",
+                " what the device's measured copy and matmul rates allow by the byte model; what fits into a CPU's"
+                " caches can beat it. Peak: on a CPU the whole process.",
             )
         ],
         sources=("throughput",),
@@ -43,7 +49,9 @@ def roofline_section(tables: Tables) -> Section:
     """What decoding moves, on which device that is the limit, and which levers there are."""
     devices, levers = table_rows(tables, "devices"), table_rows(tables, "levers")
     batch = levers[0]["batch_size"] if levers else 1
-    steps = modelled_steps(table_rows(tables, "checkpoints"), table_rows(tables, "layer_bytes"), batch)
+    order = [row["model"] for row in leaderboard_table(tables).to_pylist()]
+    found = modelled_steps(table_rows(tables, "checkpoints"), table_rows(tables, "layer_bytes"), batch)
+    steps = {model: found[model] for model in order if model in found}
     published = to_table("published", published_rows()).to_pylist() if devices else []
     by_context = f" Batch {batch}; by the byte model, nothing measured."
     return Section(
@@ -70,7 +78,9 @@ def roofline_section(tables: Tables) -> Section:
             ),
             Picture(
                 title="Bytes per token by context",
-                svg=roofline_figures.modelled_by_context(steps, "bytes_per_token", "bytes per decoded token"),
+                svg=roofline_figures.modelled_by_context(
+                    steps, "bytes_per_token", "MB per decoded token", 1e6
+                ),
                 caption="Weights, shared by the batch, and the sequence's own caches." + by_context,
             ),
             Picture(
@@ -157,8 +167,8 @@ def _device_table(devices: Sequence[Row]) -> Table:
             (
                 row["device"],
                 row["source"],
-                f"{row['flops_per_s'] / 1e12:,.3g}",
-                f"{row['bytes_per_s'] / 1e9:,.4g}",
+                _rate(row["flops_per_s"] / 1e12),
+                _rate(row["bytes_per_s"] / 1e9),
                 f"{row['ridge_flops_per_byte']:.0f}",
                 f"{row['kv_read_intensity']:g}",
             )
@@ -166,3 +176,7 @@ def _device_table(devices: Sequence[Row]) -> Table:
         ],
         note="Measured: a large copy, and a large matrix product in the model's dtype. Datasheet: dense bf16.",
     )
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
