@@ -53,6 +53,14 @@ def recommendation_section(tables: Tables) -> Section:
     )
 
 
+def compared_models(tables: Tables) -> list[str]:
+    """Return the models whose `eval_samples` the section needs: what ships, and the teacher."""
+    leaderboard = {row["model"]: row for row in leaderboard_table(tables).to_pylist()}
+    chosen = [row for row in table_rows(tables, "placements") if row["chosen"]]
+    shipped = [shipped_model(row, tables, leaderboard) for row in chosen]
+    return list(dict.fromkeys([_TEACHER, *(name for name in shipped if name)]))
+
+
 def _trust(tables: Tables) -> str:
     """Say how well the scores that the search ranked by order placements, as the audit found."""
     ranking = ranking_estimators(tables)

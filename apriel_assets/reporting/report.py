@@ -58,6 +58,12 @@ _SECTIONS = (
     matryoshka_section,
     drift_section,
 )
+# What the page is made of, but for `eval_samples`, of which it needs those of a few models.
+REPORT_TABLES = (
+    "audit", "audit_points", "builds", "candidates", "checkpoints", "cost_check", "devices", "evals",
+    "layer_bytes", "layer_scores", "leaderboard", "levers", "mixer_costs", "placements", "probes", "reevals",
+    "search_curve", "sharing", "supernet_curves", "throughput", "training",
+)  # fmt: skip
 _PICTURED = ("checkpoints", "leaderboard", "layer_scores", "probes", "training", "throughput")
 
 
