@@ -100,7 +100,7 @@ class Lake:
         return sorted(path.name for path in gone)
 
     def read(self, name: str, recipe: str, assets: Collection[str] | None = None) -> pa.Table:
-        """Return a table's rows for one recipe, of all assets or of some, with the lake's columns; there may be none."""
+        """Return a table's rows for one recipe, of all assets or of some, with the lake's columns; maybe none."""
         patterns = ["*.parquet"]
         if assets is not None:
             patterns = [_file_name(asset, part) for asset in assets for part in (None, "*")]
