@@ -25,6 +25,9 @@ from resources.file_hashes import stamp
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
 _ADDRESS = b"address"  # in a file's footer: of the artifact that its rows are from
+# A home has thousands of files of a few rows: most of the time to read one goes into its footer.
+_SMALL_ROWS = 1000
+_SMALL: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 _ADDED = "automation."  # how names of the files of what sensors and schedules asked for begin
 
 
@@ -59,8 +62,9 @@ class Lake:
             rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _ADDRESS: address.encode()})
             final = self._file(name, recipe, asset, partition)
             first = not self._has_files(name)
+            options = _SMALL if rows.num_rows < _SMALL_ROWS else {}
             with replaced_file(final) as temporary:
-                pq.write_table(rows, temporary)
+                pq.write_table(rows, temporary, store_schema=False, **options)
             if first:
                 self.rebuild_catalog()
 
