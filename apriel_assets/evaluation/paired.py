@@ -145,10 +145,10 @@ def _resampled(runs: Sequence[Pairs], resamples: int, seed: list[int]) -> np.nda
     if len(runs) == 1:
         # Verdicts differ by -1, 0 or 1: drawing how many of each is twenty times as fast as drawing problems.
         (run,) = runs
-        groups, times = np.unique(
+        (sums, sizes), times = np.unique(
             np.stack([run.differences * run.weights, run.weights]), axis=1, return_counts=True
         )
-        return resampled_means(*groups, resamples, np.random.default_rng(seed), times)
+        return resampled_means(sums, sizes, resamples, np.random.default_rng(seed), times)
     # The same draws for every run: runs that answered the same problems then share the resampled problems.
     means = np.stack(
         [

@@ -1,6 +1,6 @@
 """The page's section on re-evaluation: does what is shipped still give the same figures?"""
 
-from collections.abc import Sequence
+import statistics
 
 from matplotlib.figure import Figure
 
@@ -52,11 +52,12 @@ def accuracy_over_dates(rows: Rows) -> Figure | None:
     dates = sorted({row["date"] for row in rows})
     figure, (axes,) = new_figure(3.2)
     for index, model in enumerate(sorted({row["model"] for row in measured})):
-        means = {
-            date: _mean([row["value"] for row in measured if (row["model"], row["date"]) == (model, date)])
-            for date in dates
-        }
-        points = [(number, means[date], date) for number, date in enumerate(dates) if means[date] is not None]
+        own = [row for row in measured if row["model"] == model]
+        points = [
+            (number, statistics.fmean(values), date)
+            for number, date in enumerate(dates)
+            if (values := [row["value"] for row in own if row["date"] == date])
+        ]
         x, y = [number for number, _, _ in points], [value for _, value, _ in points]
         (line,) = axes.plot(x, y, "os^D"[index % 4] + "-", ms=4, label=model)
         tag(line, model)
@@ -71,10 +72,6 @@ def accuracy_over_dates(rows: Rows) -> Figure | None:
     axes.margins(x=0.08, y=0.15)
     axes.legend()
     return figure
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def _drifted(row: Row) -> tuple[str, ...]:

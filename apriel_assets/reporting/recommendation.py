@@ -155,7 +155,7 @@ def _choice_text(choice: Row, placements: Sequence[Row]) -> str:
 
 def _fastest(leaderboard: Mapping[str, Row]) -> Table:
     """Return, for each share of the teacher's accuracy, the fastest model that keeps it, by mean and for sure."""
-    base = leaderboard.get(_TEACHER, {}).get("accuracy")
+    base = leaderboard.get(_TEACHER, {}).get("accuracy") or 0.0
     timed = [row for row in leaderboard.values() if None not in (row["accuracy"], row["decode_speedup"])]
     rows = []
     for share in _KEPT if base else ():

@@ -45,7 +45,9 @@ def leaderboard_table(tables: Tables, places: Mapping[str, Place] | None = None)
         row["tokens"] = checkpoint["total_tokens"]
         if (place := (places or {}).get(checkpoint["model"])) is not None:
             row |= {"place_best": place.best, "place_worst": place.worst}
-        rows.append(row | _quality(evals.get(checkpoint["model"], [])) | _speed(checkpoint["model"], throughput))
+        rows.append(
+            row | _quality(evals.get(checkpoint["model"], [])) | _speed(checkpoint["model"], throughput)
+        )
     return to_table("leaderboard", rows)
 
 
