@@ -104,3 +104,13 @@ def test_another_seed_under_another_name_shares_what_draws_nothing():
     same = {key for key in first if first[key].code_version == again[key].code_version}
     assert {"teacher", "layer_scores", "roofline", "allocations", "matryoshka"} <= same
     assert not {"traces", "completions", "h1/h6", "supernet", "placements", "evals/h6", "release/sft"} & same
+
+
+def test_batch_sizes_of_throughput_are_one_or_several():
+    def sizes(*overlays):
+        return load_recipe("quickstart", list(overlays)).evals.throughput.batch_sizes
+
+    assert sizes() == (8,)
+    assert sizes("evals.throughput.batch_size=[1,8]") == (1, 8)
+    with pytest.raises(UserError, match="batch_size"):
+        sizes("evals.throughput.batch_size=[8,1]")

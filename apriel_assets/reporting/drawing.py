@@ -123,7 +123,8 @@ def hover_points(axes: Axes, points: Iterable[tuple[float, float, str, str | Non
         points: x, y, what to say, and whose it is.
     """
     for x, y, title, name in points:
-        tag(axes.plot(x, y, "o", ms=9, alpha=0.0, label="_nolegend_"), name, title)
+        # With a colour of its own, so that the next line does not get another.
+        tag(axes.plot(x, y, "o", ms=9, alpha=0.0, color=INK, label="_nolegend_"), name, title)
 
 
 def legend_above(axes: Axes, *, columns: int) -> None:

@@ -179,8 +179,10 @@ def loss_curves(training: Rows) -> Figure | None:
 
 @picture
 def speed_by_context(throughput: Rows) -> Figure | None:
-    """Draw decode speed-up over the teacher by context: measured solid, modelled dashed."""
+    """Draw decode speed-up over the teacher by context, at the largest batch: measured solid, modelled dashed."""
     decode = [row for row in throughput if row["phase"] == "decode"]
+    largest = max((row["batch_size"] for row in decode), default=0)
+    decode = [row for row in decode if row["batch_size"] == largest]
     teacher = {_point(row): row["tokens_per_s"] for row in decode if row["model"] == "teacher"}
     lines = {}
     for model in dict.fromkeys(row["model"] for row in decode if row["model"] != "teacher"):
@@ -205,7 +207,7 @@ def speed_by_context(throughput: Rows) -> Figure | None:
     axes.set_xscale("log", base=2)
     contexts = sorted({row["context_tokens"] for rows in lines.values() for row in rows})
     axes.set_xticks(contexts, [str(context) for context in contexts])
-    axes.set_xlabel("context, tokens (dashed: modelled)")
+    axes.set_xlabel(f"context, tokens, at batch {largest} (dashed: modelled)")
     axes.set_ylabel("decode speed-up over the teacher")
     legend_above(axes, columns=6)
     return figure

@@ -58,3 +58,15 @@ def test_every_colour_of_a_line_stands_out_from_the_page(page):
     # WCAG 2.2, 1.4.11: 3 to 1 for what is not text.
     for colour in (*drawing._LINES, *drawing.MIXER_COLOURS.values()):
         assert contrast(colour, page) >= 3, colour
+
+
+def test_points_to_hover_over_take_no_colour_from_the_lines():
+    @picture
+    def two_lines():
+        figure, (axes,) = new_figure(2)
+        for _ in range(2):
+            axes.plot([1, 2], [1, 2])
+            hover_points(axes, [(1.0, 1.0, "one", None)] * 3)
+        return figure
+
+    assert all(f"stroke: {colour}" in two_lines() for colour in drawing._LINES[:2])
