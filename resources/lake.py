@@ -59,12 +59,10 @@ class Lake:
         for name, rows in tables.items():
             for column, value in (("recipe", recipe), ("version", version)):
                 rows = rows.append_column(column, pa.array([value] * rows.num_rows, LAKE_COLUMNS[column][0]))
-            rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _ADDRESS: address.encode()})
             final = self._file(name, recipe, asset, partition)
             first = not self._has_files(name)
-            options = _SMALL if rows.num_rows < _SMALL_ROWS else {}
             with replaced_file(final) as temporary:
-                pq.write_table(rows, temporary, store_schema=False, **options)
+                _write(rows, temporary, address)
             if first:
                 self.rebuild_catalog()
 
@@ -173,6 +171,13 @@ class Lake:
                 lines = str(error).splitlines()
                 names = ", ".join([*TABLES, *VIEWS])
                 raise UserError(f"SQL refused: {lines[0]}; tables: {names}") from error
+
+
+def _write(rows: pa.Table, path: Path, address: str) -> None:
+    options = _SMALL if rows.num_rows < _SMALL_ROWS else {}
+    with pq.ParquetWriter(path, rows.schema, store_schema=False, **options) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata({_ADDRESS: address.encode()})
 
 
 def _address_in(path: Path) -> str | None:

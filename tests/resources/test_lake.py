@@ -131,6 +131,15 @@ def test_read_of_some_assets_takes_their_partitions_and_no_other(lake):
     assert lake.read("evals", "r", []).num_rows == 0
 
 
+@pytest.mark.parametrize("count", [1, 2000])
+def test_a_file_says_which_artifact_its_rows_are_from(lake, count):
+    table = {"evals": rows(1, count)}
+    lake.publish(table, recipe="r", asset="evals/h6", version="v", address="abc")
+    assert lake.holds(["evals"], "r", "evals/h6", None, "abc")
+    assert not lake.holds(["evals"], "r", "evals/h6", None, "abd")
+    assert not lake.holds(["evals", "builds"], "r", "evals/h6", None, "abc")
+
+
 def test_empty_home_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="apriel run"):
         Lake(tmp_path).query("select 1")
