@@ -21,6 +21,7 @@ from apriel_assets.assets.materialize import to_dagster
 from apriel_assets.assets.publishing import tidy_lake
 from apriel_assets.assets.reevals import REEVALS, reeval_assets
 from apriel_assets.assets.results import result_assets
+from apriel_assets.assets.roofline import roofline_asset
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.errors import UserError
 from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
@@ -60,8 +61,9 @@ def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
     evals = eval_assets(recipe, teacher, models)
     described = {model.chosen_by.asset.key if model.chosen_by else model.checkpoint.key for model in models}
     others = [asset for asset in (traces, completions, scores, *h1, *h2) if asset.key not in described]
-    results = result_assets(recipe, models, evals, others)
-    stages = (teacher, traces, completions, scores, *h1, *h2, *evals, *results)
+    roofline = roofline_asset(recipe, teacher)
+    results = result_assets(recipe, models, evals, [*others, roofline])
+    stages = (teacher, traces, completions, scores, *h1, *h2, roofline, *evals, *results)
     return {asset.key: asset for asset in stages}
 
 

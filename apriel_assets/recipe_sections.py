@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from apriel_assets.distillation.config import DistillConfig, MatryoshkaTrainConfig, SupernetConfig
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
+from apriel_assets.evaluation.config import EvalConfig, RooflineConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS
 from apriel_assets.scoring.config import EstimatorConfig, LooConfig, ProbeConfig
@@ -127,6 +127,7 @@ class EvalsSection(Section):
     tasks: tuple[Task, ...] = Field(min_length=1)
     accuracy: EvalConfig = EvalConfig()
     throughput: ThroughputConfig = ThroughputConfig()
+    roofline: RooflineConfig = RooflineConfig()
     cron: str | None = None  # when what is shipped is evaluated again, UTC; None: never
 
     @model_validator(mode="after")

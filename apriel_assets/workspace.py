@@ -100,16 +100,25 @@ class Workspace:
 
     def write_report(self) -> Path:
         """Write the report page from what the lake holds now; return its path."""
-        from apriel_assets.reporting.report import render_report
-        from apriel_assets.tables.schemas import TABLES
         from resources.atomic import replaced_file
-        from resources.provenance import environment
 
-        tables = {name: self.lake.read(name, self.recipe.name) for name in TABLES}
-        page = render_report(tables, recipe=self.recipe.name, provenance=environment())
+        page = report_page(self.lake, self.recipe.name)
         with replaced_file(self.home / REPORT) as temporary:
             temporary.write_text(page)
         return self.home / REPORT
+
+
+def report_page(lake: Lake, recipe: str) -> str:
+    """Return the report of one recipe, from what the lake holds now, as HTML."""
+    from apriel_assets.reporting.recommendation import compared_models
+    from apriel_assets.reporting.report import REPORT_TABLES, render_report
+    from resources.provenance import environment
+
+    tables = {name: lake.read(name, recipe) for name in REPORT_TABLES}
+    # Of the problems only those of a few models are shown, out of perhaps thousands of files.
+    samples = [f"evals/{model}" for model in compared_models(tables)]
+    tables["eval_samples"] = lake.read("eval_samples", recipe, samples)
+    return render_report(tables, recipe=recipe, provenance=environment())
 
 
 @contextmanager

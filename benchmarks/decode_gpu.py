@@ -27,7 +27,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from apriel_assets.evaluation.decode_runner import DecodeRunner
-from apriel_assets.evaluation.decode_runner_report import copy_bandwidth, measure_decode
+from apriel_assets.evaluation.decode_runner_report import measure_decode
+from apriel_assets.evaluation.device_rates import copy_bandwidth
 from apriel_assets.evaluation.generation import Decoding
 from apriel_assets.evaluation.roofline import DEVICES, cache_bytes_per_layer
 from apriel_assets.evaluation.throughput import model_shape

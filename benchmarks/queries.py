@@ -1,11 +1,15 @@
-"""How long the worked queries and a comparison take on a home with 10,000 eval rows, each task of each model a file.
+"""How long the worked queries, a comparison and the report take on a home with 10,000 eval rows.
+
+The layout is the product's: each task of each model is a file of its own in each table, 3,332 files.
 
     python benchmarks/queries.py
 
-Writes benchmarks/results/queries.json. Target: the leaderboard query (`from ranking`) in at most 100 ms.
+Writes benchmarks/results/queries.json. Targets: the leaderboard query (`from ranking`) in at most 100 ms,
+the report in at most 10 s.
 """
 
 import json
+import os
 import re
 import tempfile
 import time
@@ -21,11 +25,12 @@ from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.eval_rows import eval_rows
 from apriel_assets.reporting.summary import leaderboard_table
 from apriel_assets.tables.schemas import to_table
+from apriel_assets.workspace import report_page
 from resources.lake import Lake
 from resources.provenance import code_revision, device_name, library_versions
 
-NUM_MODELS, NUM_TASKS, NUM_PROBLEMS, REPEATS = 34, 98, 60, 5  # x 3 metrics: 9996 rows
-TARGET_SECONDS = 0.1
+NUM_MODELS, NUM_TASKS, NUM_PROBLEMS, REPEATS = 34, 98, 60, 3  # x 3 metrics: 9996 rows
+TARGET_SECONDS = {"query_1": 0.1, "report": 10.0}
 PAGE = Path(__file__).parents[1] / "docs" / "queries.md"
 
 
@@ -91,6 +96,11 @@ def fill(lake: Lake) -> int:
         "throughput": to_table("throughput", speeds),
     }
     rows = pa.concat_tables(evals)
+    finalists = [
+        {"budget": budget, "rank": 0, "chosen": True, "name": name, "placement": ["fa"] * 50, "cost": budget}
+        for budget, name in ((0.6, "h6"), (0.4, "h9"))
+    ]
+    tables["placements"] = to_table("placements", finalists)
     board = leaderboard_table({**tables, "evals": rows})
     lake.publish({**tables, "leaderboard": board}, recipe="large", asset="rest", version="rest")
     return rows.num_rows
@@ -108,6 +118,7 @@ def main() -> None:
             seconds[f"query_{number}"] = least_seconds(lambda sql=sql: lake.query(sql))
         seconds["compare"] = least_seconds(lambda: compare_models(lake, "h6", "h7"))
         seconds["ranked_places"] = least_seconds(lambda: ranked_places(lake, "large"))
+        seconds["report"] = least_seconds(lambda: report_page(lake, "large"))
     for name, value in seconds.items():
         print(f"{name:16} {value * 1000:8.1f} ms")
     content = {
@@ -116,8 +127,9 @@ def main() -> None:
         "files_per_table": NUM_MODELS * NUM_TASKS,
         "least_of": REPEATS,
         "seconds": seconds,
-        "target_leaderboard_seconds": TARGET_SECONDS,
-        "meets_target": seconds["query_1"] <= TARGET_SECONDS,
+        "target_seconds": TARGET_SECONDS,
+        "meets_targets": all(seconds[name] <= most for name, most in TARGET_SECONDS.items()),
+        "load_average": os.getloadavg(),  # of other work, too: above the number of cores, all times are too long
         "device": device_name(),
         "code": code_revision(),
         "libraries": library_versions(),

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 H1_MODELS = ("teacher", "h6", "h7", "h8", "h9", "sft", "merge")
-H1_ASSETS = ("teacher", "traces", "completions", "layer_scores", "leaderboard", "report")
+H1_ASSETS = ("teacher", "traces", "completions", "layer_scores", "roofline", "leaderboard", "report")
 
 
 def is_h1(asset: str) -> bool:

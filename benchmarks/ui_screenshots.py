@@ -46,9 +46,16 @@ def check(page: Page, home: Path) -> None:
 
 
 def report(page: Page, home: Path) -> None:
-    """The report page."""
+    """The report page's first sections."""
+    page.driver.set_window_size(1200, 1900)
+    page.driver.get((home / "report.html").as_uri())
+
+
+def report_pictures(page: Page, home: Path) -> None:
+    """Its pictures."""
     page.driver.set_window_size(1200, 1000)
     page.driver.get((home / "report.html").as_uri())
+    page.driver.execute_script("document.querySelector('#pictures').scrollIntoView()")
 
 
 PICTURES: dict[str, Callable[[Page, Path], None]] = {
@@ -56,6 +63,7 @@ PICTURES: dict[str, Callable[[Page, Path], None]] = {
     "asset": asset,
     "check": check,
     "report": report,
+    "report-pictures": report_pictures,
 }
 
 

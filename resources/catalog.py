@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -95,15 +96,21 @@ def _comments(view: str, meaning: str, columns: dict[str, str]) -> list[str]:
     ]
 
 
-def _table_view(name: str, lake: Path) -> str:
+def table_source(name: str, files: Sequence[str]) -> str:
+    """Return the SELECT over a table's files, paths or globs of which each has one, with every column of its schema."""
     fields = [*table_schema(name), *(pa.field(column, dtype) for column, (dtype, _) in LAKE_COLUMNS.items())]
     columns = ", ".join(f'NULL::{_type(field.type)} AS "{field.name}"' for field in fields)
     source = f"SELECT {columns} WHERE false"
-    if any((lake / name).glob("*/*.parquet")):
-        files = quoted(str(lake / name / "*" / "*.parquet"))
+    if files:
+        listed = ", ".join(map(quoted, files))
         # By name, after the schema: files of an older version lack columns, and every column must be there.
-        source += f" UNION ALL BY NAME SELECT * FROM read_parquet({files}, union_by_name = true)"
-    return f'CREATE VIEW "{name}" AS {source}'
+        source += f" UNION ALL BY NAME SELECT * FROM read_parquet([{listed}], union_by_name = true)"
+    return source
+
+
+def _table_view(name: str, lake: Path) -> str:
+    found = any((lake / name).glob("*/*.parquet"))
+    return f'CREATE VIEW "{name}" AS {table_source(name, [str(lake / name / "*" / "*.parquet")] if found else [])}'
 
 
 def _type(dtype: pa.DataType) -> str:

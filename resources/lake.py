@@ -4,7 +4,8 @@ A re-run replaces a file as a whole, so there are no appends and no duplicates; 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema, to_table
 from apriel_assets.tables.views import VIEWS
 from resources.atomic import replaced_file
-from resources.catalog import catalog_is_current, quoted, write_catalog
+from resources.catalog import catalog_is_current, quoted, table_source, write_catalog
 from resources.file_hashes import stamp
 
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
 _ADDRESS = b"address"  # in a file's footer: of the artifact that its rows are from
+# A home has thousands of files of a few rows: most of the time to read one goes into its footer.
+_SMALL_ROWS = 1000
+_SMALL: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 _ADDED = "automation."  # how names of the files of what sensors and schedules asked for begin
 
 
@@ -55,11 +59,10 @@ class Lake:
         for name, rows in tables.items():
             for column, value in (("recipe", recipe), ("version", version)):
                 rows = rows.append_column(column, pa.array([value] * rows.num_rows, LAKE_COLUMNS[column][0]))
-            rows = rows.replace_schema_metadata({**(rows.schema.metadata or {}), _ADDRESS: address.encode()})
             final = self._file(name, recipe, asset, partition)
-            first = not any((self.home / "lake" / name).glob("*/*.parquet"))
+            first = not self._has_files(name)
             with replaced_file(final) as temporary:
-                pq.write_table(rows, temporary)
+                _write(rows, temporary, address)
             if first:
                 self.rebuild_catalog()
 
@@ -70,6 +73,15 @@ class Lake:
         # Not the data version: two rankings that order alike share one, and differ in their scores.
         files = (self._file(name, recipe, asset, partition) for name in tables)
         return all(_address_in(path) == address for path in files)
+
+    def _has_files(self, table: str) -> bool:
+        """Return whether any recipe has rows; stops at the first file, of which there may be thousands."""
+        with contextlib.suppress(FileNotFoundError):
+            for recipe in os.scandir(self.home / "lake" / table):
+                with os.scandir(recipe) as files:
+                    if any(file.name.endswith(".parquet") for file in files):
+                        return True
+        return False
 
     def _file(self, table: str, recipe: str, asset: str, partition: str | None) -> Path:
         return self.home / "lake" / table / recipe / _file_name(asset, partition)
@@ -89,11 +101,17 @@ class Lake:
             self.rebuild_catalog()
         return sorted(path.name for path in gone)
 
-    def read(self, name: str, recipe: str) -> pa.Table:
-        """Return all rows of a table for one recipe, with the lake's columns; empty if there are none."""
-        files = sorted((self.home / "lake" / name / recipe).glob("*.parquet"))
-        parts = [pq.read_table(path) for path in files]
-        return pa.concat_tables(parts, promote_options="default") if parts else _empty(name)
+    def read(self, name: str, recipe: str, assets: Collection[str] | None = None) -> pa.Table:
+        """Return a table's rows for one recipe, of all assets or of some, with the lake's columns; maybe none."""
+        patterns = ["*.parquet"]
+        if assets is not None:
+            patterns = [_file_name(asset, part) for asset in assets for part in (None, "*")]
+        files = [path for own in patterns for path in (self.home / "lake" / name / recipe).glob(own)]
+        # By DuckDB: thousands of small files one by one would take pyarrow several times as long.
+        with duckdb.connect() as connection:
+            rows = connection.execute(table_source(name, sorted(map(str, files)))).to_arrow_table()
+        schema = _schema(name)
+        return rows.select(schema.names).cast(schema)
 
     def rebuild_catalog(self) -> Path:
         """Write the views beside the catalog and swap them in."""
@@ -155,6 +173,13 @@ class Lake:
                 raise UserError(f"SQL refused: {lines[0]}; tables: {names}") from error
 
 
+def _write(rows: pa.Table, path: Path, address: str) -> None:
+    options = _SMALL if rows.num_rows < _SMALL_ROWS else {}
+    with pq.ParquetWriter(path, rows.schema, store_schema=False, **options) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata({_ADDRESS: address.encode()})
+
+
 def _address_in(path: Path) -> str | None:
     """Return the artifact whose rows a file has; None: there is no file, or it does not say so."""
     try:
@@ -167,6 +192,6 @@ def _address_in(path: Path) -> str | None:
     return _addresses[path][1]
 
 
-def _empty(name: str) -> pa.Table:
+def _schema(name: str) -> pa.Schema:
     lake_columns = [pa.field(column, dtype) for column, (dtype, _) in LAKE_COLUMNS.items()]
-    return pa.schema([*table_schema(name), *lake_columns]).empty_table()
+    return pa.schema([*table_schema(name), *lake_columns])

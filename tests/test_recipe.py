@@ -94,3 +94,23 @@ def test_an_edited_task_file_changes_what_reads_it(tmp_path):
         versions.append((assets["traces"].code_version, assets["completions"].code_version))
     assert versions[0][0] != versions[1][0]
     assert versions[0][1] == versions[1][1]
+
+
+def test_another_seed_under_another_name_shares_what_draws_nothing():
+    """Repeated seeds: `--set name=... --set seed=...` in one home builds anew only what the seed reaches."""
+    first = plan_assets(load_recipe("quickstart"))
+    again = plan_assets(load_recipe("quickstart", ["name=quickstart-s1", "seed=1"]))
+    assert {own.recipe for own in again.values()} == {"quickstart-s1"}
+    same = {key for key in first if first[key].code_version == again[key].code_version}
+    assert {"teacher", "layer_scores", "roofline", "allocations", "matryoshka"} <= same
+    assert not {"traces", "completions", "h1/h6", "supernet", "placements", "evals/h6", "release/sft"} & same
+
+
+def test_batch_sizes_of_throughput_are_one_or_several():
+    def sizes(*overlays):
+        return load_recipe("quickstart", list(overlays)).evals.throughput.batch_sizes
+
+    assert sizes() == (8,)
+    assert sizes("evals.throughput.batch_size=[1,8]") == (1, 8)
+    with pytest.raises(UserError, match="batch_size"):
+        sizes("evals.throughput.batch_size=[8,1]")

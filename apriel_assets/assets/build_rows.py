@@ -11,4 +11,5 @@ def build_row(artifact: Artifact) -> pa.Table:
     provenance, figures = artifact.provenance, artifact.provenance["figures"]
     row = {name: provenance.get(name) for name in ("asset", "partition", "date", "code", "device", "address")}
     row |= {name: figures.get(name) for name in ("seconds", "gpu_seconds", "peak_memory_bytes")}
+    row |= {"seed": provenance["recipe_slice"].get("seed"), "tables": artifact.table_names}
     return to_table("builds", [row])

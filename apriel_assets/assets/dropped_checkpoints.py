@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job
-from apriel_assets.assets.loading import load_teacher_model
+from apriel_assets.assets.loading import load_teacher_model, on_working_device
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
@@ -63,21 +63,18 @@ def build_dropped_checkpoint(
     model, (teacher, tokenizer) = load_any(path), load_teacher_model(job)
     _check_vocabulary(path, model, teacher)
     common = {"model_name": name, "seed": seed, "progress": job.progress}
-    samples = [
-        evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
-        for task in tasks
-    ]
+    with on_working_device(model, teacher):
+        samples = [
+            evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
+            for task in tasks
+        ]
+        speeds = measure_throughput(model, throughput, device_name=device_name(), **common)  # type: ignore[arg-type]
     job.draft.tables["eval_samples"] = pa.concat_tables(samples)
     job.draft.tables["evals"] = pa.concat_tables([eval_rows(own, accuracy) for own in samples])
-    job.draft.tables["throughput"] = measure_throughput(
-        model,
-        throughput,
-        device_name=device_name(),
-        **common,  # type: ignore[arg-type]
-    )
+    job.draft.tables["throughput"] = speeds
     job.draft.tables["checkpoints"] = _checkpoint_row(name, path, model)
-    speeds = [job.draft.tables["throughput"], job.input("throughput/teacher").table("throughput")]
-    board = leaderboard_table({**job.draft.tables, "throughput": pa.concat_tables(speeds)})
+    both = pa.concat_tables([speeds, job.input("throughput/teacher").table("throughput")])
+    board = leaderboard_table({**job.draft.tables, "throughput": both})
     job.draft.tables["leaderboard"] = board
     shown = board.to_pylist()[0]
     job.draft.figures |= {
@@ -141,5 +138,5 @@ def dropped_checkpoints_asset(recipe: Recipe, assets: Mapping[str, AssetPlan]) -
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
         tables=("evals", "eval_samples", "throughput", "checkpoints", "leaderboard"),
-        revision="2",
+        revision="3",
     )

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job, OnePartition
 from apriel_assets.assets.checks import evals_check
-from apriel_assets.assets.loading import load_model_once, load_teacher_model
+from apriel_assets.assets.loading import load_model_once, load_teacher_model, on_working_device
 from apriel_assets.assets.regression_checks import EVALS_REGRESSION_CHECK
 from apriel_assets.assets.sketches import sketch_evals, sketch_throughput
 from apriel_assets.assets.task_keys import task_key
@@ -45,34 +45,38 @@ def build_evals(
     from apriel_assets.evaluation.eval_rows import eval_rows
 
     teacher, tokenizer = load_teacher_model(job)
-    samples = evaluate_samples(
-        load_evaluated(job, asset, placement),
-        tokenizer,
-        task,
-        accuracy,
-        teacher=teacher,
-        model_name=model,
-        seed=seed,
-        progress=job.progress,
-    )
+    student = load_evaluated(job, asset, placement)
+    with on_working_device(teacher, student):
+        samples = evaluate_samples(
+            student,
+            tokenizer,
+            task,
+            accuracy,
+            teacher=teacher,
+            model_name=model,
+            seed=seed,
+            progress=job.progress,
+        )
     job.draft.tables |= {"evals": eval_rows(samples, accuracy), "eval_samples": samples}
 
 
 def build_throughput(
     job: Job, *, asset: str, model: str, placement: str | None, throughput: ThroughputConfig, seed: int
 ) -> None:
-    """Measured prefill and decode speed by context length, beside the speed-up that the byte model predicts."""
+    """Measured speed and latency of prefill and decode by context and batch, beside what the byte model allows."""
     from apriel_assets.evaluation.throughput import measure_throughput
     from resources.provenance import device_name
 
-    rows: pa.Table = measure_throughput(
-        load_evaluated(job, asset, placement),
-        throughput,
-        model_name=model,
-        device_name=device_name(),
-        seed=seed,
-        progress=job.progress,
-    )
+    timed = load_evaluated(job, asset, placement)
+    with on_working_device(timed):
+        rows: pa.Table = measure_throughput(
+            timed,
+            throughput,
+            model_name=model,
+            device_name=device_name(),
+            seed=seed,
+            progress=job.progress,
+        )
     job.draft.tables["throughput"] = rows
 
 
@@ -123,6 +127,7 @@ def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[EvaluatedMo
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
             tables=("throughput",),
+            revision="2",
             sketch=sketch_throughput,
         )
         assets += [evals, speed]

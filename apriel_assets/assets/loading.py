@@ -2,6 +2,8 @@
 
 import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from apriel_assets.assets.asset_plan import Job
 from apriel_assets.hybrid.specs import TeacherSpec
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
     from apriel_assets.distillation.batches import Traces
@@ -47,6 +50,26 @@ def load_model_once(job: Job, asset: str) -> "HybridForCausalLM":
     if asset == "teacher":
         return load_teacher_model(job)[0]
     return _checkpoint(job.input(asset).path)
+
+
+def working_device() -> "torch.device":
+    """Return where models are evaluated and timed: the first GPU that the step may use, else the CPU."""
+    import torch
+
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@contextmanager
+def on_working_device(*models: "HybridForCausalLM") -> Iterator[None]:
+    """Put models where they are evaluated; when the block ends they are back on the CPU, as the rest expects them."""
+    device = working_device()
+    try:
+        for model in models:
+            model.to(device)  # type: ignore[arg-type]  transformers' own annotation
+        yield
+    finally:
+        for model in models:
+            model.to("cpu")  # type: ignore[arg-type]
 
 
 def teacher_spec(path: Path) -> TeacherSpec:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job
+from apriel_assets.assets.build_rows import build_row
 from apriel_assets.assets.checks import LEADERBOARD_CHECK
 from apriel_assets.assets.evals import EvaluatedModel
 from apriel_assets.assets.regression_checks import LEADERBOARD_REGRESSION_CHECK
@@ -31,18 +32,22 @@ def build_report(job: Job, *, recipe: str) -> None:
     """One self-contained HTML page with all tables and pictures of the recipe."""
     from apriel_assets.reporting.report import render_report
 
-    page = render_report(input_tables(job), recipe=recipe, provenance=environment())
+    builds = pa.concat_tables([build_row(artifact) for artifact in _inputs(job)])
+    page = render_report({**input_tables(job), "builds": builds}, recipe=recipe, provenance=environment())
     (job.draft.path / PAGE).write_text(page)
 
 
 def input_tables(job: Job) -> dict[str, pa.Table]:
     """Return the rows of all inputs, by table."""
-    artifacts: list[Artifact] = [artifact for parts in job.inputs.values() for artifact in parts.values()]
     parts: dict[str, list[pa.Table]] = {}
-    for artifact in artifacts:
+    for artifact in _inputs(job):
         for name in artifact.table_names:
             parts.setdefault(name, []).append(artifact.table(name))
     return {name: pa.concat_tables(tables, promote_options="default") for name, tables in parts.items()}
+
+
+def _inputs(job: Job) -> list[Artifact]:
+    return [artifact for parts in job.inputs.values() for artifact in parts.values()]
 
 
 def result_assets(
@@ -87,5 +92,6 @@ def result_assets(
         inputs=(*described.values(), *evals, *others, leaderboard),
         kinds=("html",),
         recipe=recipe.name,
+        revision="2",
     )
     return [leaderboard, report]

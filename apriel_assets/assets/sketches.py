@@ -1,5 +1,6 @@
 """Small pictures in an asset's metadata. Dagster shows Markdown inline only under 1,000 characters."""
 
+import re
 from typing import Any
 
 import dagster as dg
@@ -109,13 +110,38 @@ def sketch_evals(artifact: Artifact) -> dict[str, Any]:
 
 
 def sketch_throughput(artifact: Artifact) -> dict[str, Any]:
-    """Speed by context."""
+    """Speed, its share of what the device allows, and latency, by context."""
     lines = [
-        f"{row['phase']:8}{row['context_tokens']:8,}{row['batch_size']:6}{row['tokens_per_s']:14,.0f}"
-        f"{_share(row['modelled_speedup']):>8}"
+        f"{row['phase']:8}{row['context_tokens']:8,}{row['batch_size']:6}{row['tokens_per_s']:12,.0f}"
+        f"{row['tokens_per_s'] / row['bound_tokens_per_s']:7.0%}{_share(row['modelled_speedup']):>8}"
+        f"{1e3 * row['latency_p50_seconds']:10.2f}{1e3 * row['latency_p95_seconds']:10.2f}"
         for row in artifact.table("throughput").to_pylist()
     ]
-    return {"speed": _lines(["phase    context batch      tokens/s  modelled speed-up", *lines])}
+    return {
+        "speed": _lines(["phase    context batch    tokens/s  bound speed-up    p50 ms    p95 ms", *lines])
+    }
+
+
+def sketch_roofline(artifact: Artifact) -> dict[str, Any]:
+    """Ridge points, and the modelled speed-up of each lever at the longest context."""
+    devices, levers = artifact.table("devices").to_pylist(), artifact.table("levers").to_pylist()
+    longest = max(row["context_tokens"] for row in levers)
+    lines = [f"{row['ridge_flops_per_byte']:8.1f} FLOP/byte {row['device'][:40]}" for row in devices]
+    gains = [f"{row['speedup']:7.1f}x {row['lever']}" for row in levers if row["context_tokens"] == longest]
+    return {
+        "ridge_points": _lines(lines),
+        "speedup_at_longest_context": _lines([f"at {longest:,} tokens", *gains]),
+        **{
+            f"by_context_{_slug(lever)}": _picture(
+                [row["speedup"] for row in levers if row["lever"] == lever]
+            )
+            for lever in dict.fromkeys(row["lever"] for row in levers if row["speedup"] != 1)
+        },
+    }
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "_", text.lower()).strip("_")
 
 
 def sketch_leaderboard(artifact: Artifact) -> dict[str, Any]:

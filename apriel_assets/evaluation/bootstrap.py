@@ -61,16 +61,27 @@ def percentile_interval(means: np.ndarray, confidence: float) -> tuple[float, fl
 
 
 def resampled_means(
-    sums: np.ndarray, sizes: np.ndarray, resamples: int, rng: np.random.Generator
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    resamples: int,
+    rng: np.random.Generator,
+    times: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the mean of each resample, `[resamples]`; `sums` and `sizes` are per group, `[num_groups]`."""
-    num_groups = len(sums)
-    chunk = max(1, _MAX_DRAWS // num_groups)
+    """Return the mean of each resample, `[resamples]`.
+
+    Args:
+        sums: of each group's values, `[num_groups]`.
+        sizes: of each group, `[num_groups]`.
+        resamples: how many.
+        rng: draws the groups.
+        times: how many groups there are of each kind, where equal ones stand for each other; None: one.
+    """
+    times = np.ones(len(sums), dtype=int) if times is None else times
+    num_groups = int(times.sum())
+    chunk = max(1, _MAX_DRAWS // len(sums))
     means = []
     for start in range(0, resamples, chunk):
         # How often each group is drawn, [chunk, num_groups]: all that a mean needs to know of a resample.
-        counts = rng.multinomial(
-            num_groups, np.full(num_groups, 1 / num_groups), size=min(chunk, resamples - start)
-        )
+        counts = rng.multinomial(num_groups, times / num_groups, size=min(chunk, resamples - start))
         means.append((counts @ sums) / (counts @ sizes))
     return np.concatenate(means)

@@ -79,6 +79,34 @@ def compare(
     return rows
 
 
+def compare_to(
+    base: pa.Table, others: Mapping[str, pa.Table], metric: str = "accuracy", *, confidence: float = 0.95
+) -> dict[str, ComparisonRow]:
+    """Return, for each of several models (A), its difference over all tasks from one model (B).
+
+    P-values are adjusted for the number of models. A model that answered none of B's problems is left out.
+
+    Args:
+        base: `eval_samples` rows of B.
+        others: of each other model.
+        metric: of `METRICS`.
+        confidence: of the intervals.
+    """
+    found: dict[str, tuple[dict[str, _Task], Difference]] = {}
+    for name, samples in others.items():
+        pairs = {task: _measured([both], metric) for task, both in _common(samples, base).items()}
+        if tasks := {task: own for task, own in pairs.items() if own}:
+            found[name] = (
+                tasks,
+                paired_difference([own.pairs for own in tasks.values()], confidence=confidence),
+            )
+    adjusted = holm([difference.p_value for _, difference in found.values()])
+    return {
+        name: _row(OVERALL, metric, _means(tasks), difference, p_value)
+        for (name, (tasks, difference)), p_value in zip(found.items(), adjusted, strict=True)
+    }
+
+
 def num_unpaired(runs: Sequence[tuple[pa.Table, pa.Table]]) -> int:
     """Return how many problems only one of the two answered."""
     unpaired = 0
@@ -160,14 +188,18 @@ def _rows(tasks: Mapping[str, _Task], metric: str, confidence: float) -> list[Co
     }
     adjusted = holm([found.p_value for found in own.values()])
     whole = paired_difference([task.pairs for task in tasks.values()], confidence=confidence)
-    a, b = (float(np.mean([getattr(task, side) for task in tasks.values()])) for side in "ab")
     return [
-        _row(OVERALL, metric, (a, b), whole, whole.p_value),
+        _row(OVERALL, metric, _means(tasks), whole, whole.p_value),
         *(
             _row(name, metric, (tasks[name].a, tasks[name].b), found, p_value)
             for (name, found), p_value in zip(own.items(), adjusted, strict=True)
         ),
     ]
+
+
+def _means(tasks: Mapping[str, _Task]) -> tuple[float, float]:
+    a, b = (float(np.mean([getattr(task, side) for task in tasks.values()])) for side in "ab")
+    return a, b
 
 
 def _row(

@@ -41,7 +41,13 @@ class DecodeRunner:
     """
 
     def __init__(
-        self, model: "HybridForCausalLM", *, batch_size: int, capacity: int, graph: bool | None = None
+        self,
+        model: "HybridForCausalLM",
+        *,
+        batch_size: int,
+        capacity: int,
+        graph: bool | None = None,
+        only_timed: bool = False,
     ) -> None:
         """
         Args:
@@ -49,6 +55,7 @@ class DecodeRunner:
             batch_size: rows.
             capacity: most tokens of a row, prompt and completion together.
             graph: replay the step as a CUDA graph; None: on a GPU.
+            only_timed: what is decoded does not matter, so there may be more tokens than the model has positions.
 
         Raises:
             UserError: layers that are not norm, mixer, norm, MLP as Llama's, a rotation that depends on the length,
@@ -58,7 +65,7 @@ class DecodeRunner:
             raise UserError(
                 f"batch_size={batch_size} must be at least 1 and capacity={capacity} at least 2 tokens"
             )
-        check_decodable(model, capacity)
+        check_decodable(model, 0 if only_timed else capacity)
         self.model, self.batch_size, self.capacity = model, batch_size, capacity
         self._device = model.device
         self._decoder: Any = getattr(model.backbone, model.backbone.base_model_prefix)
@@ -76,10 +83,10 @@ class DecodeRunner:
         self._log_probs = torch.zeros(batch_size, device=self._device)
         self.logits = torch.zeros(0)  # `[batch, vocab]`, for the next token of every row
         self._longest = 0
-        self._use_graphs = self._device.type == "cuda" if graph is None else graph
+        self.uses_graphs = self._device.type == "cuda" if graph is None else graph
         self._choices: dict[float, Callable[[], None]] = {}
         self._replay = self._captured(self._advance)
-        if self._use_graphs:  # the step ran once, to compile its kernels
+        if self.uses_graphs:  # the step ran once, to compile its kernels
             for buffer in (lengths, *(buffer for mixer in self.mixers for buffer in mixer.buffers())):
                 buffer.zero_()
 
@@ -99,6 +106,10 @@ class DecodeRunner:
     def cache_bytes(self) -> int:
         """Bytes of all buffers."""
         return sum(mixer.cache_bytes for mixer in self.mixers)
+
+    def held_bytes(self, length: int) -> int:
+        """Return the bytes of what is in the buffers when every row holds `length` tokens."""
+        return sum(mixer.held_bytes(length) for mixer in self.mixers)
 
     def bytes_per_step(self, length: int) -> int:
         """Return the bytes that a step moves when every row holds `length` tokens: weights, KV, states both ways."""
@@ -141,8 +152,8 @@ class DecodeRunner:
         generator = torch.Generator(self._device).manual_seed(seed)
         for mixer in self.mixers:
             for buffer in mixer.buffers():
-                for row in buffer:  # row by row: whole buffers would need as much again
-                    row.normal_(generator=generator)
+                buffer[0].normal_(generator=generator)
+                buffer[1:] = buffer[0]  # drawing random numbers takes far longer than copying them
         self._clock.lengths.fill_(length)
         self._longest = length
 
@@ -258,7 +269,7 @@ class DecodeRunner:
     @torch.inference_mode()
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return what repeats `work`: itself, or its graph. A graph's work runs first, to compile its kernels."""
-        if not self._use_graphs:
+        if not self.uses_graphs:
             return work
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))

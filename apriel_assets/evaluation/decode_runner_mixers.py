@@ -45,6 +45,10 @@ class StaticMixer(Protocol):
         """Take over what a prefill left in a dynamic cache layer for these rows, padded on the left."""
         ...
 
+    def held_bytes(self, length: int) -> int:
+        """Return the bytes of what is in the buffers when each row holds `length` tokens."""
+        ...
+
     def bytes_per_step(self, length: int) -> int:
         """Return the cache bytes that a step moves when each row holds `length` tokens."""
         ...
@@ -123,8 +127,11 @@ class _AttentionStep:
             for buffer, held in ((self._keys, cache_layer.keys), (self._values, cache_layer.values)):
                 buffer[rows.start + index].index_copy_(1, slots, held[index, :, -kept:])
 
-    def bytes_per_step(self, length: int) -> int:
+    def held_bytes(self, length: int) -> int:
         return self.cache_bytes // self._capacity * min(length, self._capacity)
+
+    def bytes_per_step(self, length: int) -> int:
+        return self.held_bytes(length)
 
 
 class _RecurrentStep:
@@ -145,9 +152,12 @@ class _RecurrentStep:
         self._history[rows].copy_(cache_layer.conv_states[0])
         self._state[rows].copy_(cache_layer.recurrent_states[0])
 
-    def bytes_per_step(self, length: int) -> int:
+    def held_bytes(self, length: int) -> int:
         del length
-        return 2 * self.cache_bytes
+        return self.cache_bytes
+
+    def bytes_per_step(self, length: int) -> int:
+        return 2 * self.held_bytes(length)
 
 
 class _DeltaStep(_RecurrentStep):

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from apriel_assets.evaluation.decode_runner import DecodeRunner
+from apriel_assets.evaluation.device_rates import copy_bandwidth, wait_for
 
 _LIMITED = 0.8  # a resource that is busy for this share of the time limits the step
-_COPIES = 8
-_COPIED_BYTES = {"cuda": 2**31, "cpu": 2**26}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,22 +67,6 @@ def measure_decode(
     )
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Return the bytes/s of copying a large buffer, bytes read and written counted both."""
-    size = _COPIED_BYTES.get(device.type, 2**26)
-    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(5):
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(_COPIES):  # in a row: the wait for one alone would count
-            target.copy_(source)
-        _wait(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size * _COPIES / min(seconds)
-
-
 def _limit(share: float, step: float, bytes_per_s: float, moved: int) -> str:
     if share >= _LIMITED:
         return f"memory bandwidth: {share:.0%} of it is in use"
@@ -96,14 +79,9 @@ def _limit(share: float, step: float, bytes_per_s: float, moved: int) -> str:
 def _timed(runner: DecodeRunner, steps: int) -> float:
     device = runner.model.device
     tokens = torch.zeros(runner.batch_size, dtype=torch.long, device=device)
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     for _ in range(steps):
         tokens = runner.step(tokens).argmax(-1)
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

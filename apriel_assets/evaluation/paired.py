@@ -142,6 +142,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _resampled(runs: Sequence[Pairs], resamples: int, seed: list[int]) -> np.ndarray:
     """Return the task's mean difference in each resample, `[resamples]`."""
+    if len(runs) == 1:
+        # Verdicts differ by -1, 0 or 1: drawing how many of each is twenty times as fast as drawing problems.
+        (run,) = runs
+        (sums, sizes), times = np.unique(
+            np.stack([run.differences * run.weights, run.weights]), axis=1, return_counts=True
+        )
+        return resampled_means(sums, sizes, resamples, np.random.default_rng(seed), times)
     # The same draws for every run: runs that answered the same problems then share the resampled problems.
     means = np.stack(
         [
@@ -151,8 +158,6 @@ def _resampled(runs: Sequence[Pairs], resamples: int, seed: list[int]) -> np.nda
             for run in runs
         ]
     )
-    if len(runs) == 1:
-        return means[0]
     chosen = np.random.default_rng([*seed, 1]).multinomial(
         len(runs), np.full(len(runs), 1 / len(runs)), size=resamples
     )

@@ -33,6 +33,7 @@ class Device:
 DEVICES: Mapping[str, Device] = {
     "H100": Device(flops_per_s=989e12, bytes_per_s=3.35e12),
     "H200": Device(flops_per_s=989e12, bytes_per_s=4.8e12),
+    "B200": Device(flops_per_s=2250e12, bytes_per_s=8e12),
 }
 
 
@@ -146,6 +147,12 @@ def decode_bytes_per_step(shape: ModelShape, placement: Sequence[str], context: 
     return weights + batch * per_sequence
 
 
+def decode_flops_per_step(shape: ModelShape, placement: Sequence[str], context: int, batch: int) -> float:
+    """Return the FLOP of one decode step of `batch` sequences that hold `context` tokens with the new one."""
+    mixing = sum(token_mixing_flops(shape, mixer, context) for mixer in placement)
+    return batch * (2 * num_parameters(shape, placement) + mixing)
+
+
 def prefill_flops(shape: ModelShape, placement: Sequence[str], context: int, batch: int) -> float:
     """Return the FLOP of reading `batch` prompts of `context` tokens; logits of the last token only."""
     head = shape.vocab_size * shape.hidden_size
@@ -162,9 +169,16 @@ def _mixing_flops(shape: ModelShape, mixer: str, context: int) -> float:
         # each.
         seen = span * (span + 1) // 2 + (context - span) * span
         return 4 * shape.inner_size * seen
-    # Per token and state element: decay, write and read at 2 FLOP each; the delta rule reads once more.
+    return token_mixing_flops(shape, mixer, context) * context
+
+
+def token_mixing_flops(shape: ModelShape, mixer: str, context: int) -> float:
+    """Return the FLOP of one layer's mixing for the last token of a context, projections left out."""
+    if mixer in ("fa", "swa"):
+        return 4 * shape.inner_size * (context if mixer == "fa" else min(context, shape.window))
+    # Per state element: decay, write and read at 2 FLOP each; the delta rule reads once more.
     width = shape.mamba_state_size if mixer == "mamba" else shape.head_size
-    return (6 if mixer == "mamba" else 8) * shape.inner_size * width * context
+    return (6 if mixer == "mamba" else 8) * shape.inner_size * width
 
 
 def kv_read_intensity(shape: ModelShape) -> float:
@@ -178,8 +192,17 @@ def kv_read_intensity(shape: ModelShape) -> float:
 def decode_tokens_per_s_bound(
     shape: ModelShape, placement: Sequence[str], context: int, batch: int, device: Device
 ) -> float:
-    """Return the most tokens/s, all sequences together, that the device's bandwidth allows."""
-    return batch * device.bytes_per_s / decode_bytes_per_step(shape, placement, context, batch)
+    """Return the most tokens/s, all sequences together, that the device's bandwidth and FLOP/s allow in decode."""
+    moving = decode_bytes_per_step(shape, placement, context, batch) / device.bytes_per_s
+    computing = decode_flops_per_step(shape, placement, context, batch) / device.flops_per_s
+    return batch / max(moving, computing)
+
+
+def prefill_tokens_per_s_bound(
+    shape: ModelShape, placement: Sequence[str], context: int, batch: int, device: Device
+) -> float:
+    """Return the most prompt tokens/s, all sequences together, that the device's FLOP/s allow."""
+    return batch * context * device.flops_per_s / prefill_flops(shape, placement, context, batch)
 
 
 def modelled_speedup(

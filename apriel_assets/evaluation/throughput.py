@@ -1,30 +1,39 @@
 """How fast a model reads prompts and decodes on the present device, beside what the byte model says.
 
-Decoding is timed from a cache that a prefill of random tokens filled to the wanted context. Speed does not
-depend on what the tokens are, so contexts longer than the model was trained for do no harm.
+Every point has throughput, percentiles of the latency, memory, and the most that the device could do. What decodes is
+named in the row: `timed_decoding`. Speed does not depend on what the tokens are, so contexts longer than the model was
+trained for do no harm.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from apriel_assets.evaluation.config import ThroughputConfig
+from apriel_assets.evaluation.device_rates import measured_device, wait_for
 from apriel_assets.evaluation.generation import Decoding, evaluating
-from apriel_assets.evaluation.roofline import ModelShape, Phase, modelled_speedup
+from apriel_assets.evaluation.peak_memory import peak_memory
+from apriel_assets.evaluation.roofline import (
+    ModelShape,
+    Phase,
+    decode_tokens_per_s_bound,
+    modelled_speedup,
+    prefill_tokens_per_s_bound,
+)
+from apriel_assets.evaluation.timed_decoding import decoding_at, forward_kernels, timed_steps
 from apriel_assets.progress import Progress, silent
 from apriel_assets.tables.schemas import to_table
 
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
-
-
-T = TypeVar("T")
 
 
 def measure_throughput(
@@ -36,31 +45,31 @@ def measure_throughput(
     seed: int = 0,
     progress: Progress = silent,
 ) -> pa.Table:
-    """Return `throughput` rows: prefill and decode at every context, the median of the repeats.
+    """Return `throughput` rows: prefill and decode at every context and batch size, the median of the repeats.
 
-    At `decode_contexts` there is decoding only: the cache that the longest prompt filled is lengthened.
+    At `decode_contexts` there is decoding only.
 
     Args:
         model: what is timed, under its active placement.
-        config: contexts, batch size, repeats.
+        config: contexts, batch sizes, repeats, what decodes.
         model_name: goes into the rows.
         device_name: goes into the rows.
         seed: of the random tokens.
-        progress: called with timed and all contexts.
+        progress: called with timed and all points.
+
+    Raises:
+        UserError: the config asks for the runner, and it does not know the model.
     """
-    shape = model_shape(model)
-    rows = []
     contexts = (*config.contexts, *config.decode_contexts)
-    with evaluating(model), torch.inference_mode():
-        for number, context in enumerate(contexts):
-            read = min(context, config.contexts[-1])
-            tokens = _random_tokens(model, config.batch_size, read, seed)
-            prefill, decode, cache_bytes = _time_context(model, tokens, context, config)
-            point = partial(_row, shape, model.placement, context, config.batch_size)
-            timed = [point("prefill", context, prefill)] if read == context else []
-            for row in (*timed, point("decode", config.decode_tokens, decode)):
-                rows.append({**row, "model": model_name, "cache_bytes": cache_bytes, "device": device_name})
-            progress(number + 1, len(contexts), tokens_per_s=rows[-1]["tokens_per_s"])
+    points = [(context, batch_size) for batch_size in config.batch_sizes for context in contexts]
+    row = partial(_row, model_shape(model), model)
+    rows = []
+    with evaluating(model):
+        for number, (context, batch_size) in enumerate(points):
+            tokens = _random_tokens(model, batch_size, min(context, config.contexts[-1]), seed)
+            for timing in _time_point(model, tokens, context, config):
+                rows.append({**row(context, batch_size, timing), "model": model_name, "device": device_name})
+            progress(number + 1, len(points), tokens_per_s=rows[-1]["tokens_per_s"])
     return to_table("throughput", rows)
 
 
@@ -79,24 +88,45 @@ def model_shape(model: "HybridForCausalLM") -> ModelShape:
     return ModelShape.from_config(model.config.get_text_config(), **changes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Timing:
+    """One phase at one point."""
+
+    phase: Phase
+    num_tokens: int  # of one sequence in one repeat
+    seconds: list[float]  # of each repeat
+    latencies: list[float]  # seconds to the first token, or of each further one
+    peak_memory_bytes: int | None
+    cache_bytes: int  # of all sequences at the context
+    decoder: str | None
+    kernels: str
+
+
 def _row(
-    shape: ModelShape,
-    placement: tuple[str, ...],
-    context: int,
-    batch_size: int,
-    phase: Phase,
-    num_tokens: int,
-    seconds: list[float],
+    shape: ModelShape, model: "HybridForCausalLM", context: int, batch_size: int, timing: _Timing
 ) -> dict[str, Any]:
-    """Return the figures of one point; `num_tokens` is per sequence, `seconds` one entry a repeat."""
+    device = measured_device(model.device, model.dtype)
+    bound = decode_tokens_per_s_bound if timing.phase == "decode" else prefill_tokens_per_s_bound
+    low, high = np.percentile(timing.latencies, [50, 95])
     return {
-        "phase": phase,
+        "phase": timing.phase,
         "context_tokens": context,
         "batch_size": batch_size,
-        "tokens_per_s": batch_size * num_tokens / statistics.median(seconds),
-        "seconds_low": min(seconds),
-        "seconds_high": max(seconds),
-        "modelled_speedup": modelled_speedup(shape, placement, context, batch_size, phase),
+        "tokens_per_s": batch_size * timing.num_tokens / statistics.median(timing.seconds),
+        "seconds_low": min(timing.seconds),
+        "seconds_high": max(timing.seconds),
+        "latency_p50_seconds": float(low),
+        "latency_p95_seconds": float(high),
+        "num_latencies": len(timing.latencies),
+        "modelled_speedup": modelled_speedup(shape, model.placement, context, batch_size, timing.phase),
+        "bound_tokens_per_s": bound(shape, model.placement, context, batch_size, device),
+        "cache_bytes": timing.cache_bytes,
+        "cache_bytes_per_token": timing.cache_bytes / batch_size / context,
+        "peak_memory_bytes": timing.peak_memory_bytes,
+        "decoder": timing.decoder,
+        "kernels": timing.kernels,
+        "device_bytes_per_s": device.bytes_per_s,
+        "device_flops_per_s": device.flops_per_s,
     }
 
 
@@ -107,60 +137,76 @@ def _random_tokens(model: "HybridForCausalLM", batch_size: int, context: int, se
     return tokens.to(model.device)
 
 
-def _time_context(
+def _time_point(
     model: "HybridForCausalLM", tokens: Tensor, context: int, config: ThroughputConfig
-) -> tuple[list[float], list[float], int]:
-    """Return seconds of each prefill, seconds of each decode (all its steps), bytes of the full cache.
+) -> list[_Timing]:
+    """Return the timing of prefill, where the prompt `[batch, seq]` is as long as the context, and of decode."""
+    decode = _time_decode(model, tokens, context, config)
+    if tokens.shape[1] < context:
+        return [decode]
+    return [_time_prefill(model, tokens, config, decode.cache_bytes), decode]
 
-    A prompt `[batch, seq]` shorter than the context is read once, and its cache lengthened.
-    """
-    mask = torch.ones_like(tokens)
-    prefill: list[float] = []
-    decode: list[float] = []
-    state, seconds, cache_bytes = None, 0.0, 0
+
+def _time_prefill(
+    model: "HybridForCausalLM", tokens: Tensor, config: ThroughputConfig, cache_bytes: int
+) -> _Timing:
+    """Time from a prompt to its first new token."""
+    seconds = []
+    with peak_memory(model.device) as peak, torch.inference_mode():
+        for repeat in _repeats(config):
+            wait_for(model.device)
+            began = time.perf_counter()
+            _read(model, tokens).logits.argmax(-1)
+            wait_for(model.device)
+            elapsed = time.perf_counter() - began
+            seconds += [elapsed] if repeat else []
+    return _Timing(
+        phase="prefill",
+        num_tokens=tokens.shape[1],
+        seconds=seconds,
+        latencies=seconds,
+        peak_memory_bytes=peak.num_bytes,
+        cache_bytes=cache_bytes,
+        decoder=None,
+        kernels=forward_kernels(model),
+    )
+
+
+def _time_decode(
+    model: "HybridForCausalLM", tokens: Tensor, context: int, config: ThroughputConfig
+) -> _Timing:
+    steps, repeats = config.decode_tokens, []
+    with peak_memory(model.device) as peak:
+        # Not in inference mode: the runner joins the model's matrices, which must stay trainable.
+        state = decoding_at(
+            model, len(tokens), context, steps + 1, config.decoder, partial(_read, model, tokens)
+        )
+        with torch.inference_mode():
+            for repeat in _repeats(config):
+                found = timed_steps(state.step, steps if repeat else 1, model.device)
+                repeats += [found] if repeat else []
+                state.rewind()
+    return _Timing(
+        phase="decode",
+        num_tokens=steps,
+        seconds=[sum(found) for found in repeats],
+        latencies=[seconds for found in repeats for seconds in found],
+        peak_memory_bytes=peak.num_bytes,
+        cache_bytes=state.cache_bytes,
+        decoder=state.decoder,
+        kernels=state.kernels,
+    )
+
+
+@torch.inference_mode()
+def _read(model: "HybridForCausalLM", tokens: Tensor) -> Decoding:
+    return Decoding(model, tokens, torch.ones_like(tokens))
+
+
+def _repeats(config: ThroughputConfig) -> Iterator[int]:
+    """Yield 0, a round that is not measured (allocations, choice of kernels), then 1, 2, ... while there is time."""
     began = time.perf_counter()
-    # One unmeasured round first: allocations and kernel choices belong to no repeat.
     for repeat in range(config.repeats + 1):
         if repeat > 1 and time.perf_counter() - began > config.max_seconds_per_point:
-            break
-        if not repeat or tokens.shape[1] == context:
-            state, seconds = _timed(partial(Decoding, model, tokens, mask), model.device)
-            if tokens.shape[1] < context:
-                state.lengthen(context - tokens.shape[1])
-            cache_bytes = _cache_bytes(state.cache)
-        steps = config.decode_tokens if repeat else 1
-        assert state is not None
-        _, step_seconds = _timed(partial(_decode, state, steps), model.device)
-        if repeat:
-            prefill.append(seconds)
-            decode.append(step_seconds)
-    return prefill, decode, cache_bytes
-
-
-def _decode(state: Decoding, steps: int) -> None:
-    for _ in range(steps):
-        state.step(state.logits.argmax(-1))
-
-
-def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, time.perf_counter() - began
-
-
-def _cache_bytes(cache: Any) -> int:
-    """Return the bytes of every state that the cache's layers hold; counters do not count."""
-    total = 0
-    for layer in cache.layers:
-        for value in vars(layer).values():
-            tensors = value.values() if isinstance(value, dict) else [value]
-            total += sum(
-                t.numel() * t.element_size()
-                for t in tensors
-                if isinstance(t, Tensor) and t.is_floating_point()
-            )
-    return total
+            return
+        yield repeat

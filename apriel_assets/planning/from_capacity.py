@@ -3,6 +3,7 @@
 Only what keeps a GPU busy has a formula. Steps that read, write and sort have none, and stay unknown.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -235,12 +236,14 @@ def _throughput(own: _Formulas, reads: Reads) -> Cost:
         own.config.rates,
     )
     total = Cost()
-    for context in (*speed.contexts, *speed.decode_contexts):
-        read = min(context, speed.contexts[-1])
-        prefill = forward_cost(own.shape, placement, read, rates, head_tokens=1).times(speed.batch_size)
-        step = decode_step_seconds(own.shape, placement, context, speed.batch_size, rates)
-        decode = Cost(gpu_seconds=(speed.decode_tokens * speed.repeats + 1) * step)
-        total += prefill.times(speed.repeats + 1 if read == context else 1) + decode
+    for batch_size, context in itertools.product(
+        speed.batch_sizes, (*speed.contexts, *speed.decode_contexts)
+    ):
+        step = decode_step_seconds(own.shape, placement, context, batch_size, rates)
+        total += Cost(gpu_seconds=(speed.decode_tokens * speed.repeats + 1) * step)
+        if context in speed.contexts:
+            prefill = forward_cost(own.shape, placement, context, rates, head_tokens=1)
+            total += prefill.times((speed.repeats + 1) * batch_size)
     return total
 
 

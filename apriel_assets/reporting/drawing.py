@@ -5,12 +5,17 @@ replaces by its own colour.
 """
 
 import functools
+import hashlib
+import html
 import io
-from collections.abc import Callable, Sequence
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, ParamSpec
 
 import matplotlib
 from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,8 +23,10 @@ INK = "#7b7b7b"  # text and axes; in a page's SVG it becomes the page's text col
 BLUE, ORANGE, GREEN = "#4a80b8", "#cc6a22", "#338855"
 # White letters and both pages' backgrounds stand out from each of these.
 MIXER_COLOURS = {"fa": "#3573b8", "swa": "#258153", "gdn": "#b4560f", "kda": "#a04dbc", "mamba": "#cd3951"}
-_LINES = (BLUE, ORANGE, GREEN, "#aa4477", "#3aa5c0", "#b8a022", "#8866bb", INK)
+# Each has a contrast of at least 3 to light and dark pages alike.
+_LINES = (BLUE, ORANGE, GREEN, "#b05088", "#1f8ba8", "#95800f", "#8866bb", INK)
 NUM_COLOURS = len(_LINES)  # of lines, before they come round again
+_MOST_NAMED = 18  # lines in a legend
 WIDTH = 5.0  # inches: two pictures side by side on a laptop, and still readable on a phone
 
 _STYLE: Any = {
@@ -42,6 +49,11 @@ _STYLE: Any = {
     "svg.hashsalt": "apriel",  # the same rows give the same bytes
     "text.parse_math": False,  # names come from data: a $ in one is a $
 }
+
+PUBLISHED = "published figures"  # what can be hidden beside models
+_TAG = "tagged."
+_TAGGED = re.compile(r'<g id="tagged\.([0-9a-f]+)">')
+_NUMBERED = re.compile(r'<g id="[\w.]+">')
 
 Options = ParamSpec("Options")
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -84,6 +96,50 @@ def error_bars(
     return [below, above]
 
 
+def toggle_class(name: str) -> str:
+    """Return the CSS class of what belongs to a model, or to another name that a page can hide."""
+    return "t-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def tag(artists: Artist | Iterable[Artist | None], name: str | None = None, title: str | None = None) -> None:
+    """Mark what is drawn: whose it is, so that a page can hide it, and what to say when it is pointed at."""
+    mark = _TAG + json.dumps([name, title]).encode().hex()  # of any name an id that stands as it is in XML
+    for artist in [artists] if isinstance(artists, Artist) else artists:
+        if artist is not None:
+            artist.set_gid(mark)
+
+
+def tag_errorbar(container: Any, name: str | None = None, title: str | None = None) -> None:
+    """Mark all parts of what `Axes.errorbar` drew."""
+    line, caps, bars = container.lines
+    tag([line, *caps, *bars], name, title)
+
+
+def hover_points(axes: Axes, points: Iterable[tuple[float, float, str, str | None]]) -> None:
+    """Lay an invisible mark over points that are drawn together, so that each says its own.
+
+    Args:
+        axes: with the points drawn.
+        points: x, y, what to say, and whose it is.
+    """
+    for x, y, title, name in points:
+        # With a colour of its own, so that the next line does not get another.
+        tag(axes.plot(x, y, "o", ms=9, alpha=0.0, color=INK, label="_nolegend_"), name, title)
+
+
+def legend_above(axes: Axes, *, columns: int) -> None:
+    """Name the lines where the names cover none; not if they are many: then each says its name when pointed at."""
+    if len(axes.get_legend_handles_labels()[1]) <= _MOST_NAMED:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=columns,
+            fontsize=7,
+            columnspacing=1,
+            handlelength=1.5,
+        )
+
+
 def diagonal(axes: Axes) -> None:
     """Give both axes the same range, and draw the line on which they say the same."""
     limits = [*axes.get_xlim(), *axes.get_ylim()]
@@ -92,17 +148,17 @@ def diagonal(axes: Axes) -> None:
     axes.set(xlim=ends, ylim=ends)
 
 
-def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str | None]]) -> None:
     """Write points' names beside them, where they cover neither points nor each other if that can be had.
 
     Args:
         axes: with everything else drawn.
-        points: x, y, name, colour.
+        points: x, y, name, and whose it is, for pages that can hide it.
     """
     axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  settles limits and layout
     places = axes.transData.transform([(x, y) for x, y, *_ in points]) * 72 / axes.figure.dpi
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
-    for (x, y), (at_x, at_y, name, colour) in zip(places, points, strict=True):
+    for (x, y), (at_x, at_y, name, whose) in zip(places, points, strict=True):
         width = 4.4 * len(name)  # of text at 8 points, roughly
         options = [(dx, dy) for dx in (5, -5 - width) for dy in (3, -11, -4)]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + 8) for dx, dy in options]
@@ -110,15 +166,10 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) ->
             range(len(options)), key=lambda index: sum(_overlap(boxes[index], other) for other in taken)
         )
         taken.append(boxes[best])
-        axes.annotate(
-            name,
-            (at_x, at_y),
-            xytext=options[best],
-            textcoords="offset points",
-            fontsize=8,
-            color=colour,
-            va="bottom",
+        label = axes.annotate(
+            name, (at_x, at_y), xytext=options[best], textcoords="offset points", fontsize=8, va="bottom"
         )
+        tag(label, whose)
 
 
 def _overlap(a: Box, b: Box) -> float:
@@ -129,4 +180,11 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    # Matplotlib numbers its groups anew in every picture: on one page their ids would not be unique.
+    return _NUMBERED.sub("<g>", _TAGGED.sub(_group, text[text.index("<svg") :]))
+
+
+def _group(found: re.Match[str]) -> str:
+    name, title = json.loads(bytes.fromhex(found.group(1)))
+    classes = f' class="{toggle_class(name)}"' if name else ""
+    return f"<g{classes}>" + (f"<title>{html.escape(title)}</title>" if title else "")

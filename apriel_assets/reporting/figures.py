@@ -12,12 +12,18 @@ from apriel_assets.reporting.drawing import (
     GREEN,
     NUM_COLOURS,
     ORANGE,
+    PUBLISHED,
     error_bars,
+    hover_points,
     label_points,
+    legend_above,
     new_figure,
     picture,
     plain_log,
+    tag,
+    tag_errorbar,
 )
+from apriel_assets.reporting.pareto import pareto_front
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -83,26 +89,34 @@ def _bars(axes: Axes, order: Sequence[int], rows: Rows, value: str, chosen: Coll
 
 @picture
 def quality_against_speed(leaderboard: Rows, published: Rows) -> Figure | None:
-    """Draw accuracy with its interval against measured decode speed-up, the published H1 points beside it."""
+    """Draw accuracy with its interval against measured decode speed-up, the front of what no model beats in both.
+
+    The published H1 points stand beside ours.
+    """
     ours = [row for row in leaderboard if None not in (row["accuracy"], row["decode_speedup"])]
     if not ours:
         return None
-    figure, (axes,) = new_figure(3.4)
+    figure, (axes,) = new_figure(3.8)
     labels = []
     for row in ours:
         colour = BLUE if row["kind"] in ("teacher", "progressive") else GREEN
-        x, y = row["decode_speedup"], row["accuracy"]
-        axes.errorbar(x, y, yerr=_errors([row]), fmt="o", ms=5, color=colour, capsize=2)
-        labels.append((x, y, row["model"], colour))
+        x, y, model = row["decode_speedup"], row["accuracy"], row["model"]
+        drawn = axes.errorbar(x, y, yerr=_errors([row]), fmt="o", ms=5, color=colour, capsize=2)
+        tag_errorbar(drawn, model, f"{model}: accuracy {_with_interval(row)}, {x:.2f}x decode")
+        labels.append((x, y, model, model))
+    # By time per token, which is what speed costs.
+    front = pareto_front([(1 / row["decode_speedup"], row["accuracy"]) for row in ours])
+    axes.plot([1 / cost for cost, _ in front], [y for _, y in front], ":", color=BLUE, label="Pareto front")
     h1 = _published_h1(published)
-    axes.plot([r["speedup"] for r in h1], [r["quality"] for r in h1], "x", color=ORANGE, label=_PUBLISHED)
-    labels += [(row["speedup"], row["quality"], row["model"], ORANGE) for row in h1]
+    tag(axes.plot([r["speedup"] for r in h1], [r["quality"] for r in h1], "x", color=ORANGE, label=_PUBLISHED),
+        PUBLISHED)  # fmt: skip
+    hover_points(axes, [(r["speedup"], r["quality"], _published_title(r), PUBLISHED) for r in h1])
+    labels += [(row["speedup"], row["quality"], row["model"], PUBLISHED) for row in h1]
     axes.set_xlabel("decode speed-up over the teacher, measured")
     axes.set_ylabel("accuracy")
     axes.margins(x=0.12)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     label_points(axes, labels)
-    if h1:
-        axes.legend()
     return figure
 
 
@@ -116,15 +130,22 @@ def quality_over_replaced(leaderboard: Rows, published: Rows, num_layers: int) -
         return None
     figure, (axes,) = new_figure(3.4)
     labels = []
-    for rows, colour, style in ((chain, BLUE, "o-"), ([r for r in ours if r not in chain], GREEN, "o")):
-        shares = [row["num_replaced"] / num_layers for row in rows]
-        values = [row["accuracy"] / base for row in rows]
-        axes.errorbar(shares, values, yerr=_errors(rows, base), fmt=style, ms=4, color=colour, capsize=2)
-        labels += [(s, v, row["model"], colour) for s, v, row in zip(shares, values, rows, strict=True)]
+    axes.plot([row["num_replaced"] / num_layers for row in chain], [row["accuracy"] / base for row in chain],
+              "-", color=BLUE)  # fmt: skip
+    for row in ours:
+        share, kept, model = row["num_replaced"] / num_layers, row["accuracy"] / base, row["model"]
+        colour = BLUE if row in chain else GREEN
+        drawn = axes.errorbar(share, kept, yerr=_errors([row], base), fmt="o", ms=4, color=colour, capsize=2)
+        tag_errorbar(
+            drawn, model, f"{model}: {row['num_replaced']} of {num_layers} replaced, {kept:.3f} kept"
+        )
+        labels.append((share, kept, model, model))
     h1 = [row for row in _published_h1(published) if row["tokens_b"] is None or "SFT" not in row["model"]]
     points = [(r["num_replaced"] / r["num_layers"], r["quality"] / r["teacher_quality"]) for r in h1]
     if points:
-        axes.plot(*zip(*points, strict=True), "x--", color=ORANGE, label=_PUBLISHED)
+        tag(axes.plot(*zip(*points, strict=True), "x--", color=ORANGE, label=_PUBLISHED), PUBLISHED)
+        titles = [(x, y, _published_title(row), PUBLISHED) for (x, y), row in zip(points, h1, strict=True)]
+        hover_points(axes, titles)
         axes.legend(loc="lower left")
     axes.set_xlabel("share of layers without full attention")
     axes.set_ylabel("accuracy over the teacher's")
@@ -141,20 +162,27 @@ def loss_curves(training: Rows) -> Figure | None:
     figure, (axes,) = new_figure(3.2)
     for model in dict.fromkeys(row["model"] for row in training):
         rows = [row for row in training if row["model"] == model]
-        axes.plot([row["step"] for row in rows], [row["loss_nats"] for row in rows], label=model)
+        steps, losses = [row["step"] for row in rows], [row["loss_nats"] for row in rows]
+        tag(
+            axes.plot(steps, losses, label=model),
+            model,
+            f"{model}: last loss {losses[-1]:.4g} nats per token",
+        )
     losses = [row["loss_nats"] for row in training]
     if min(losses) > 0 and max(losses) > 20 * min(losses):
         plain_log(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
-    axes.legend(ncols=3)
+    legend_above(axes, columns=6)
     return figure
 
 
 @picture
 def speed_by_context(throughput: Rows) -> Figure | None:
-    """Draw decode speed-up over the teacher by context: measured solid, modelled dashed."""
+    """Draw decode speed-up over the teacher by context, at the largest batch: measured solid, modelled dashed."""
     decode = [row for row in throughput if row["phase"] == "decode"]
+    largest = max((row["batch_size"] for row in decode), default=0)
+    decode = [row for row in decode if row["batch_size"] == largest]
     teacher = {_point(row): row["tokens_per_s"] for row in decode if row["model"] == "teacher"}
     lines = {}
     for model in dict.fromkeys(row["model"] for row in decode if row["model"] != "teacher"):
@@ -170,13 +198,18 @@ def speed_by_context(throughput: Rows) -> Figure | None:
         measured = [row["tokens_per_s"] / teacher[_point(row)] for row in rows]
         (line,) = axes.plot(contexts, measured, f"{marker}-", ms=3, label=model)
         modelled = [math.nan if row["modelled_speedup"] is None else row["modelled_speedup"] for row in rows]
-        axes.plot(contexts, modelled, "--", color=line.get_color())
+        tag(axes.plot(contexts, modelled, "--", color=line.get_color()), model)
+        tag(
+            line,
+            model,
+            f"{model}: {measured[-1]:.2f}x at {contexts[-1]} tokens, modelled {modelled[-1]:.2f}x",
+        )
     axes.set_xscale("log", base=2)
     contexts = sorted({row["context_tokens"] for rows in lines.values() for row in rows})
     axes.set_xticks(contexts, [str(context) for context in contexts])
-    axes.set_xlabel("context, tokens (dashed: modelled)")
+    axes.set_xlabel(f"context, tokens, at batch {largest} (dashed: modelled)")
     axes.set_ylabel("decode speed-up over the teacher")
-    axes.legend(ncols=2)
+    legend_above(axes, columns=6)
     return figure
 
 
@@ -187,6 +220,16 @@ def _point(row: Row) -> tuple[int, int]:
 def _errors(rows: Rows, base: float = 1.0) -> list[list[float]]:
     columns = ([row[name] / base for row in rows] for name in ("accuracy", "accuracy_low", "accuracy_high"))
     return error_bars(*columns)
+
+
+def _with_interval(row: Row) -> str:
+    if row["accuracy_low"] is None or row["accuracy_high"] is None:
+        return f"{row['accuracy']:.3f}"
+    return f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
+
+
+def _published_title(row: Row) -> str:
+    return f"{row['model']} (published): {row['quality']} at {row['speedup']}x"
 
 
 def _published_h1(published: Rows) -> list[Row]:

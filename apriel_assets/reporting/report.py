@@ -5,16 +5,22 @@ Text in, text out: the page says what the rows say and what is not there yet, an
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apriel_assets.reporting import figures
-from apriel_assets.reporting.drawing import INK
+from apriel_assets.reporting.drawing import INK, PUBLISHED, toggle_class
+from apriel_assets.reporting.drift_section import drift_section
 from apriel_assets.reporting.layer_maps import counts_text, layer_map, mixer_legend
+from apriel_assets.reporting.layers_section import layers_section
+from apriel_assets.reporting.origins import origins, origins_table
+from apriel_assets.reporting.recommendation import recommendation_section
+from apriel_assets.reporting.roofline_sections import roofline_section, speed_section
 from apriel_assets.reporting.search_sections import audit_section, placements_section, search_section
-from apriel_assets.reporting.sections import Section
+from apriel_assets.reporting.sections import ABSENT, Section, anchor
 from apriel_assets.reporting.summary import (
     Row,
     Tables,
@@ -39,15 +45,26 @@ _METRICS = {
     "reverse_kl_nats": "Reverse KL, nats per token",
     "forward_kl_nats": "Forward KL, nats per token",
 }
-# The supernet procedure's: the result first, then what it rests on.
+# Speed and rankings of all models; then the supernet procedure's: the result first, then what it rests on.
 _SECTIONS = (
+    layers_section,
+    speed_section,
+    roofline_section,
     placements_section,
     search_section,
     audit_section,
     costs_section,
     supernet_section,
     matryoshka_section,
+    drift_section,
 )
+# What the page is made of, but for `eval_samples`, of which it needs those of a few models.
+REPORT_TABLES = (
+    "audit", "audit_points", "builds", "candidates", "checkpoints", "cost_check", "devices", "evals",
+    "layer_bytes", "layer_scores", "leaderboard", "levers", "mixer_costs", "placements", "probes", "reevals",
+    "search_curve", "sharing", "supernet_curves", "throughput", "training",
+)  # fmt: skip
+_PICTURED = ("checkpoints", "leaderboard", "layer_scores", "probes", "training", "throughput")
 
 
 def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any]) -> str:
@@ -66,12 +83,18 @@ def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any])
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"anchor": anchor, "toggle": toggle_class, "origins_of": partial(origins, tables)}
     checkpoints = {row["model"]: row for row in table_rows(tables, "checkpoints")}
     leaderboard = leaderboard_table(tables).to_pylist()
+    places = _places(tables)
     return environment.get_template("report.html.j2").render(
         recipe=recipe,
-        columns=summary_columns(),
-        summary=summary_rows(tables),
+        recommended=_shown(recommendation_section(tables)),
+        columns=summary_columns() | ({"places": "places"} if places else {}),
+        summary=[row | {"places": places.get(row["model"], ABSENT)} for row in summary_rows(tables)],
+        toggles=[*(row["model"] for row in leaderboard), PUBLISHED],
+        pictured=_PICTURED,
+        searched=any(table_rows(tables, name) for name in ("candidates", "placements")),
         points=speed_points(tables),
         waiting=[row["model"] for row in leaderboard if None in (row["accuracy"], row["decode_speedup"])],
         maps=[
@@ -88,6 +111,7 @@ def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any])
         metrics=_by_task(table_rows(tables, "evals"), [row["model"] for row in leaderboard]),
         published=[row for row in _published() if row["benchmark"] is None],
         provenance={**_flat(provenance), **_measured_with(tables)},
+        builds=origins_table(tables),
     )
 
 
@@ -100,8 +124,8 @@ def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]
         (
             "Quality against speed",
             figures.quality_against_speed(leaderboard, published),
-            "Mean accuracy, 95% interval. Blue: the teacher and H-k. Green: all others. Crosses: published, other"
-            " tasks.",
+            "Mean accuracy, 95% interval. Blue: the teacher and H-k. Green: all others. Dotted: what no model beats in"
+            " both. Crosses: published, other tasks.",
             "accuracy and decode speed of at least one model",
         ),
         (
@@ -145,13 +169,24 @@ def _training(tables: Tables) -> list[Row]:
 
 def _sections(tables: Tables) -> list[Section]:
     """Return the sections that have something to show, of that only what they have."""
-    found = []
-    for section in (make(tables) for make in _SECTIONS):
-        pictures = [replace(picture, svg=_themed(picture.svg)) for picture in section.pictures if picture.svg]
-        shown = [table for table in section.tables if table.rows]
-        if pictures or shown:
-            found.append(replace(section, pictures=pictures, tables=shown))
-    return found
+    shown = [_shown(make(tables)) for make in _SECTIONS]
+    return [section for section in shown if section is not None]
+
+
+def _shown(section: Section) -> Section | None:
+    pictures = [replace(picture, svg=_themed(picture.svg)) for picture in section.pictures if picture.svg]
+    tables = [table for table in section.tables if table.rows]
+    return replace(section, pictures=pictures, tables=tables) if pictures or tables else None
+
+
+def _places(tables: Tables) -> dict[str, str]:
+    """Return the places that the paired tests leave each model, best to worst."""
+    return {
+        row["model"]: f"{row['place_best']}"
+        + (f"-{row['place_worst']}" if row["place_worst"] != row["place_best"] else "")
+        for row in table_rows(tables, "leaderboard")
+        if row["place_best"] is not None
+    }
 
 
 def _themed(svg: str) -> str:
@@ -176,7 +211,11 @@ def _newly_replaced(checkpoints: Sequence[Row]) -> dict[str, set[int]]:
 def _by_task(evals: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
     """Return one table per metric: a row a model, a column a task."""
     found = []
-    for metric in sorted({row["metric"] for row in evals}, key=lambda name: (name not in _METRICS, name)):
+    known = list(_METRICS)
+    metrics = {row["metric"] for row in evals}
+    for metric in sorted(
+        metrics, key=lambda name: (known.index(name) if name in known else len(known), name)
+    ):
         rows = [row for row in evals if row["metric"] == metric]
         cells: dict[str, dict[str, str]] = {}
         for row in sorted(

@@ -16,8 +16,10 @@ from apriel_assets.reporting.drawing import (
     new_figure,
     picture,
     plain_log,
+    tag_errorbar,
 )
 from apriel_assets.reporting.figures import Row, Rows
+from apriel_assets.reporting.pareto import pareto_front
 
 ACCURACY_ESTIMATORS = ("ois", "ois_clipped", "snis")  # in units of accuracy; the others have their own
 MAX_POINTS = 600  # candidates drawn in one picture: a page of a long search stays light
@@ -114,13 +116,17 @@ def quality_against_cost(placements: Rows, teacher: float | None, candidates: Ro
     labels = []
     for row in sorted(rows, key=lambda row: row["chosen"]):
         x, y, fill = row["cost"], row["generated_accuracy"], GREEN if row["chosen"] else "none"
-        axes.errorbar(x, y, _generated_errors([row]), fmt="o", ms=5, color=GREEN, mfc=fill, elinewidth=0.8)
+        drawn = axes.errorbar(
+            x, y, _generated_errors([row]), fmt="o", ms=5, color=GREEN, mfc=fill, elinewidth=0.8
+        )
+        name = row["name"] or f"budget {row['budget']:g}, rank {row['rank']}"
+        tag_errorbar(drawn, row["name"], f"{name}: generated accuracy {y:.3f} at cost {x:.3f}")
         if row["chosen"]:
-            labels.append((x, y, row["name"] or f"budget {row['budget']:g}", GREEN))
+            labels.append((x, y, name, row["name"]))
     points = [(row["cost"], row["generated_accuracy"]) for row in rows]
     if teacher is not None:
         axes.plot(1, teacher, "s", color=ORANGE, ms=6)
-        labels.append((1.0, teacher, "all-FA", ORANGE))
+        labels.append((1.0, teacher, "all-FA", None))
         points.append((1.0, teacher))
     front = pareto_front(points)
     front.append(
@@ -135,18 +141,6 @@ def quality_against_cost(placements: Rows, teacher: float | None, candidates: Ro
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     label_points(axes, labels)
     return figure
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (cost, accuracy) that no other point beats, cheapest first, equals once.
-
-    A point is beaten by one that costs no more and is at least as accurate, and better in one of the two.
-    """
-    front: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((cost, accuracy))
-    return front
 
 
 def thinned(rows: Sequence[Row], limit: int = MAX_POINTS) -> list[Row]:

@@ -29,6 +29,7 @@ def placements_section(tables: Tables) -> Section:
         lead="Which mixer each layer gets: the best that was found within each budget, judged by what it generates.",
         pictures=[picture],
         tables=[_placement_table(placements)],
+        sources=("placements", "candidates", "audit_points"),
     )
 
 
@@ -59,6 +60,7 @@ def search_section(tables: Tables) -> Section:
             ),
         ],
         tables=[],
+        sources=("search_curve", "candidates"),
     )
 
 
@@ -100,6 +102,7 @@ def audit_section(tables: Tables) -> Section:
         lead="Can the scores be trusted? Placements from all full attention to none were scored and made to generate.",
         pictures=pictures,
         tables=[table],
+        sources=("audit", "audit_points"),
     )
 
 

@@ -1,6 +1,7 @@
 """What a section of the page is made of: pictures with their captions, tables as text."""
 
 import math
+import re
 from dataclasses import dataclass
 
 ABSENT = "-"
@@ -33,6 +34,12 @@ class Section:
     lead: str
     pictures: list[Picture]
     tables: list[Table]
+    sources: tuple[str, ...] = ()  # result tables that it shows
+
+
+def anchor(title: str) -> str:
+    """Return the name by which a section is linked to."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def shown(value: float | None, form: str = ".3f") -> str:

@@ -34,7 +34,10 @@ def leaderboard_table(tables: Tables, places: Mapping[str, Place] | None = None)
         tables: `checkpoints`, `evals` and `throughput`, as far as they exist.
         places: by model, from the paired tests; null where absent.
     """
-    evals, throughput = table_rows(tables, "evals"), table_rows(tables, "throughput")
+    throughput = table_rows(tables, "throughput")
+    evals: dict[str, list[Row]] = {}
+    for row in table_rows(tables, "evals"):
+        evals.setdefault(row["model"], []).append(row)
     rows = []
     models = [row for row in table_rows(tables, "checkpoints") if row["kind"] not in _SOURCES]
     for checkpoint in sorted(models, key=_position):
@@ -42,7 +45,9 @@ def leaderboard_table(tables: Tables, places: Mapping[str, Place] | None = None)
         row["tokens"] = checkpoint["total_tokens"]
         if (place := (places or {}).get(checkpoint["model"])) is not None:
             row |= {"place_best": place.best, "place_worst": place.worst}
-        rows.append(row | _quality(checkpoint["model"], evals) | _speed(checkpoint["model"], throughput))
+        rows.append(
+            row | _quality(evals.get(checkpoint["model"], [])) | _speed(checkpoint["model"], throughput)
+        )
     return to_table("leaderboard", rows)
 
 
@@ -105,11 +110,10 @@ def _position(checkpoint: Row) -> tuple[int, int, str]:
     )
 
 
-def _quality(model: str, evals: list[Row]) -> Row:
+def _quality(evals: list[Row]) -> Row:
     by_metric: dict[str, list[Row]] = {}
     for row in evals:
-        if row["model"] == model:
-            by_metric.setdefault(row["metric"], []).append(row)
+        by_metric.setdefault(row["metric"], []).append(row)
     quality: Row = {}
     for metric in ("reverse_kl_nats", "forward_kl_nats"):
         if metric in by_metric:

@@ -37,6 +37,7 @@ def costs_section(tables: Tables) -> Section:
             ),
         ],
         tables=[],
+        sources=("mixer_costs", "cost_check"),
     )
 
 
@@ -68,12 +69,15 @@ def supernet_section(tables: Tables) -> Section:
             ),
         ],
         tables=[_probe_table(curves)],
+        sources=("supernet_curves",),
     )
 
 
 def matryoshka_section(tables: Tables) -> Section:
     """What the released placements share."""
-    rows = list({tuple(row.items()): row for row in table_rows(tables, "sharing")}.values())
+    # Two checkpoints hold the same placements, before and after the last training: what they share is the same.
+    figures = ("placement", "parameters", "added_bytes")
+    rows = list({tuple(row[name] for name in figures): row for row in table_rows(tables, "sharing")}.values())
     shares = list(dict.fromkeys(f"{row['shared_share']:.1%}" for row in rows))
     return Section(
         title="One checkpoint, several speeds",
@@ -97,6 +101,7 @@ def matryoshka_section(tables: Tables) -> Section:
                 " shrink by without this placement.",
             )
         ],
+        sources=("sharing",),
     )
 
 

@@ -46,15 +46,15 @@ _SUPERNET = (  # FA, SWA, KDA, GDN layers; speed at 32k; share of the teacher's 
     (0, 16, 13, 19, 6.9, 0.81),
     (0, 10, 5, 33, 10.69, 0.77),
 )
-_FIELD = (  # model, layers, speed-up, note
-    ("Nemotron-H-47B", "9 Mamba-2 : 1 FA", 3.0, "about 3x against a dense 70B, at long context"),
-    ("Falcon-H1-34B", "Mamba-2 and FA in parallel", 8.0, "decode; 4x in prefill"),
-    ("MiniMax-M1", "7 Lightning : 1 FA", 3.0, "3 to 4x, decode at 100k"),
-    ("Nemotron-Nano-9B-v2", "7 Mamba-2 : 1 FA", 6.0, "up to 6x"),
-    ("Qwen3-Next-80B-A3B", "3 GDN : 1 FA", 10.0, "more than 10x beyond 32k"),
-    ("DeepSeek V3.2-Exp", "sparse attention 1:64", 3.0, "at 128k"),
-    ("Kimi-Linear-48B-A3B", "3 KDA : 1 FA", 6.0, "up to 6x at 1M, 75% less KV cache"),
-    ("Nemotron 3 Nano 30B-A3B", "8 Mamba-2 : 1 FA", 3.3, "up to 3.3x at 8k in, 16k out"),
+_FIELD = (  # model, efficient layers per full-attention layer (None: not such a mix), layers, speed-up, note
+    ("Nemotron-H-47B", 9, "9 Mamba-2 : 1 FA", 3.0, "about 3x against a dense 70B, at long context"),
+    ("Falcon-H1-34B", None, "Mamba-2 and FA in parallel", 8.0, "decode; 4x in prefill"),
+    ("MiniMax-M1", 7, "7 Lightning : 1 FA", 3.0, "3 to 4x, decode at 100k"),
+    ("Nemotron-Nano-9B-v2", 7, "7 Mamba-2 : 1 FA", 6.0, "up to 6x"),
+    ("Qwen3-Next-80B-A3B", 3, "3 GDN : 1 FA", 10.0, "more than 10x beyond 32k"),
+    ("DeepSeek V3.2-Exp", None, "sparse attention 1:64", 3.0, "at 128k"),
+    ("Kimi-Linear-48B-A3B", 3, "3 KDA : 1 FA", 6.0, "up to 6x at 1M, 75% less KV cache"),
+    ("Nemotron 3 Nano 30B-A3B", 8, "8 Mamba-2 : 1 FA", 3.3, "up to 3.3x at 8k in, 16k out"),
 )
 
 
@@ -76,6 +76,7 @@ def _h1_rows() -> list[dict[str, Any]]:
             "teacher_quality": _TEACHER_MEAN,
             "tokens_b": tokens_b,
             "placement": list(H30_PLACEMENT) if replaced == 30 else None,
+            "kv_limit": _NUM_LAYERS / (_NUM_LAYERS - replaced),
             "note": note,
         }
         for model, replaced, speedup, quality, tokens_b, note in _H1
@@ -108,6 +109,7 @@ def _supernet_rows() -> list[dict[str, Any]]:
             "speedup": speedup,
             "quality": quality,
             "teacher_quality": 1.0,
+            "kv_limit": (fa + swa + kda + gdn) / fa if fa else None,
             "note": "speed at 32k; quality is the share kept",
         }
         for fa, swa, kda, gdn, speedup, quality in _SUPERNET
@@ -116,6 +118,13 @@ def _supernet_rows() -> list[dict[str, Any]]:
 
 def _field_rows() -> list[dict[str, Any]]:
     return [
-        {"source": "field", "model": model, "placement_counts": counts, "speedup": speedup, "note": note}
-        for model, counts, speedup, note in _FIELD
+        {
+            "source": "field",
+            "model": model,
+            "placement_counts": counts,
+            "speedup": speedup,
+            "kv_limit": None if ratio is None else 1.0 + ratio,
+            "note": note,
+        }
+        for model, ratio, counts, speedup, note in _FIELD
     ]

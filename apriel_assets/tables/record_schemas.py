@@ -28,5 +28,7 @@ RECORD_TABLES: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         "gpu_seconds": (_FLOAT, "wall time times leased GPUs (0: none was leased)"),
         "peak_memory_bytes": (_INT, "largest resident memory of the building process"),
         "address": (_TEXT, "name of the artifact's directory under artifacts/<asset>/"),
+        "seed": (_INT, "the recipe's, where the asset draws something (null: it does not)"),
+        "tables": (pa.list_(pa.string()), "result tables that it has rows in"),
     },
 }

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from apriel_assets.tables.automation_schemas import AUTOMATION_TABLES
 from apriel_assets.tables.record_schemas import RECORD_TABLES
+from apriel_assets.tables.speed_schemas import SPEED_TABLES
 
 TableSpec = dict[str, tuple[pa.DataType, str]]
 
@@ -73,18 +74,6 @@ TABLES: dict[str, TableSpec] = {
         "num_problems": (_INT, "problems evaluated"),
         "seed": (_INT, "seed of the problem draw"),
     },
-    "throughput": {
-        "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
-        "phase": (_TEXT, "prefill or decode"),
-        "context_tokens": (_INT, "tokens in the cache when decoding starts, or prompt length"),
-        "batch_size": (_INT, "sequences at once"),
-        "tokens_per_s": (_FLOAT, "median over repeats, all sequences together"),
-        "seconds_low": (_FLOAT, "fastest repeat, seconds"),
-        "seconds_high": (_FLOAT, "slowest repeat, seconds"),
-        "modelled_speedup": (_FLOAT, "decode bytes (or prefill FLOP) of the all-FA model over its own"),
-        "cache_bytes": (_INT, "KV cache and recurrent state of the batch at this context"),
-        "device": (_TEXT, "device name"),
-    },
     "checkpoints": {
         "model": (_TEXT, "teacher, h<k>, sft, merge, b<budget>, or a released placement's name"),
         "kind": (
@@ -115,30 +104,11 @@ TABLES: dict[str, TableSpec] = {
         "benchmark": (_TEXT, "the one eval that quality is about (null: the mean of the evals)"),
         "teacher_quality": (_FLOAT, "the teacher's figure on the same scale, where published"),
         "placement": (pa.list_(pa.string()), "mixer of each layer, first layer first, where published"),
-        "note": (_TEXT, "what the figures leave out: range, phase, context, starting point"),
-    },
-    "mixer_costs": {
-        "mixer": (_TEXT, "fa, swa, gdn, kda or mamba"),
-        "phase": (_TEXT, "prefill or decode"),
-        "context_tokens": (_INT, "tokens in the cache when decoding, or prompt length"),
-        "batch_size": (_INT, "sequences at once"),
-        "seconds": (
+        "kv_limit": (
             _FLOAT,
-            "one layer's mixer on a prompt or decode step; least of the repeats, mean over layers",
+            "layers over full-attention layers: the speed-up if a step read the KV cache alone (null: not such a mix)",
         ),
-        "fa_seconds": (_FLOAT, "the same of full attention, measured in turn with it"),
-        "relative": (_FLOAT, "seconds over fa_seconds"),
-        "roofline_relative": (_FLOAT, "the mixer's bytes (decode) or FLOP (prefill) over full attention's"),
-        "device": (_TEXT, "device name"),
-    },
-    "cost_check": {
-        "placement": (pa.list_(pa.string()), "mixer of each layer, first layer first"),
-        "phase": (_TEXT, "prefill or decode"),
-        "context_tokens": (_INT, "tokens in the cache when decoding, or prompt length"),
-        "batch_size": (_INT, "sequences at once"),
-        "predicted": (_FLOAT, "whole-model seconds by the cost model, over all-FA's"),
-        "measured": (_FLOAT, "measured whole-model seconds over all-FA's"),
-        "device": (_TEXT, "device name"),
+        "note": (_TEXT, "what the figures leave out: range, phase, context, starting point"),
     },
     "allocations": {
         "budget": (_FLOAT, "most that a placement may cost, all-FA = 1"),
@@ -256,6 +226,7 @@ TABLES: dict[str, TableSpec] = {
         "place_best": (_INT, "best place by accuracy that the paired tests leave open, 1 = first"),
         "place_worst": (_INT, "worst place that they leave open (the same: told from all other models)"),
     },
+    **SPEED_TABLES,
     **RECORD_TABLES,
     **AUTOMATION_TABLES,
 }

@@ -3,30 +3,9 @@
 Each has what it is for, its columns or parameters with units, and its SQL. All are per recipe: a home may hold several.
 """
 
-from dataclasses import dataclass
+from apriel_assets.tables.speed_views import SPEED_VIEWS
+from apriel_assets.tables.view import MODEL, RECIPE, Function, View
 
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """A view, or with parameters a table macro: `from name(parameter, ...)`."""
-
-    meaning: str
-    columns: dict[str, str]
-    sql: str
-    parameters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Function:
-    """A scalar macro: `name(parameter, ...)` inside an expression."""
-
-    meaning: str
-    parameters: tuple[str, ...]
-    sql: str
-
-
-_RECIPE = {"recipe": "recipe that the row belongs to"}
-_MODEL = {**_RECIPE, "model": "as in evals"}
 _PAIRED = {
     "num_problems": "problems that both answered",
     "num_lost": "of these, right by the first or the teacher, wrong by the other",
@@ -47,7 +26,7 @@ VIEWS: dict[str, View] = {
     "ranking": View(
         meaning="The leaderboard in order of accuracy, with the places that the paired tests leave open.",
         columns={
-            **_MODEL,
+            **MODEL,
             "kind": "as in checkpoints",
             "places": "places that the data support, e.g. 2-4; null before the evals kept their problems",
             "accuracy": "mean over tasks",
@@ -67,7 +46,7 @@ VIEWS: dict[str, View] = {
     "pareto_front": View(
         meaning="Models that no other model of the recipe beats in both accuracy and decode speed, fastest last.",
         columns={
-            **_MODEL,
+            **MODEL,
             "accuracy": "mean over tasks",
             "accuracy_low": "lower end of its 95% interval",
             "accuracy_high": "upper end of its 95% interval",
@@ -87,7 +66,7 @@ VIEWS: dict[str, View] = {
     "against_teacher": View(
         meaning="Each model and task against the teacher on the same problems: what was lost, more than by chance?",
         columns={
-            **_MODEL,
+            **MODEL,
             "task": "task name",
             **_PAIRED,
             "teacher_accuracy": "share of these problems that the teacher answers",
@@ -122,7 +101,7 @@ VIEWS: dict[str, View] = {
     "quality_per_cost": View(
         meaning="What each model keeps of the teacher's accuracy for the decode time that it needs.",
         columns={
-            **_MODEL,
+            **MODEL,
             "accuracy": "mean over tasks",
             "kept": "accuracy over the teacher's",
             "decode_cost": "decode time over the teacher's, measured",
@@ -141,7 +120,7 @@ VIEWS: dict[str, View] = {
         meaning="What each H-k step, and the fine-tuning and merge after it, changed against the checkpoint that it "
         "started from, and per GPU-minute.",
         columns={
-            **_MODEL,
+            **MODEL,
             "parent": "checkpoint that it started from",
             "layers_replaced": "more than in the parent",
             "gpu_minutes": "probes and training of the step, times leased GPUs; without a GPU, minutes of the machine",
@@ -176,7 +155,7 @@ VIEWS: dict[str, View] = {
     "drift_over_dates": View(
         meaning="Each scheduled re-evaluation of what is shipped, against the first one and the one before.",
         columns={
-            **_MODEL,
+            **MODEL,
             "task": "task name",
             "metric": "as in evals",
             "date": "when the schedule asked for it, UTC",
@@ -198,7 +177,7 @@ VIEWS: dict[str, View] = {
         meaning="Two models on the same problems, task by task (`apriel compare` adds intervals and KL).",
         parameters=("first_model", "second_model"),
         columns={
-            **_RECIPE,
+            **RECIPE,
             "task": "task name",
             **_PAIRED,
             "difference": "accuracy of the second - accuracy of the first",
@@ -219,7 +198,7 @@ VIEWS: dict[str, View] = {
         meaning="Problems that the teacher answers and a model does not, with what the model wrote.",
         parameters=("of_model",),
         columns={
-            **_RECIPE,
+            **RECIPE,
             "task": "task name",
             "problem_id": "as in eval_samples",
             "completion": "what the model generated",
@@ -235,7 +214,7 @@ VIEWS: dict[str, View] = {
         meaning="Models that keep at least this share of the teacher's accuracy, fastest first.",
         parameters=("share",),
         columns={
-            **_MODEL,
+            **MODEL,
             "kept": "accuracy over the teacher's",
             "decode_speedup": "measured, over the teacher",
         },
@@ -243,4 +222,47 @@ VIEWS: dict[str, View] = {
         SELECT recipe, model, kept, 1 / decode_cost AS decode_speedup
         FROM quality_per_cost WHERE kept >= share ORDER BY recipe, decode_cost""",
     ),
+    "budget_choices": View(
+        meaning="What each budget chose, beside its runner-ups: how many of them generation could not tell from it.",
+        columns={
+            **RECIPE,
+            "budget": "most that a placement may cost, all-FA = 1",
+            "name": "model name of the choice",
+            "cost": "by the cost model, all-FA = 1",
+            "generated_accuracy": "of real generation on held-out problems",
+            "generated_low": "lower end of its 95% interval",
+            "generated_high": "upper end of its 95% interval",
+            "num_runner_ups": "other finalists of the budget",
+            "num_as_good": "of these, how many have an interval that overlaps the choice's",
+        },
+        sql="""
+        SELECT own.recipe, own.budget, own.name, own.cost, own.generated_accuracy, own.generated_low,
+            own.generated_high, count(other.rank) AS num_runner_ups,
+            count(other.rank) FILTER (other.generated_high >= own.generated_low
+                AND other.generated_low <= own.generated_high) AS num_as_good
+        FROM placements own LEFT JOIN placements other
+            ON other.recipe = own.recipe AND other.budget = own.budget AND NOT other.chosen
+        WHERE own.chosen GROUP BY ALL ORDER BY own.recipe, own.budget DESC""",
+    ),
+    "over_seeds": View(
+        meaning="Each model over several runs of a recipe under other names and seeds: its accuracy, mean and spread.",
+        parameters=("recipes_like",),
+        columns={
+            "model": "as in evals",
+            "num_runs": "recipes whose names match, e.g. 'quickstart%'",
+            "accuracy": "mean over runs of the mean over tasks",
+            "accuracy_sd": "standard deviation over runs (null: one run)",
+            "accuracy_least": "of the worst run",
+            "accuracy_most": "of the best run",
+            "reverse_kl_nats": "mean over runs",
+            "decode_speedup": "mean over runs",
+        },
+        sql="""
+        SELECT model, count(*) AS num_runs, avg(accuracy) AS accuracy, stddev_samp(accuracy) AS accuracy_sd,
+            min(accuracy) AS accuracy_least, max(accuracy) AS accuracy_most,
+            avg(reverse_kl_nats) AS reverse_kl_nats, avg(decode_speedup) AS decode_speedup
+        FROM leaderboard WHERE recipe LIKE recipes_like AND accuracy IS NOT NULL
+        GROUP BY model ORDER BY accuracy DESC, model""",
+    ),
+    **SPEED_VIEWS,
 }

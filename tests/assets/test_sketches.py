@@ -7,9 +7,14 @@ from apriel_assets.assets.sketches import (
     sketch_finalists,
     sketch_placements,
     sketch_release,
+    sketch_roofline,
+    sketch_throughput,
 )
+from apriel_assets.evaluation.roofline import Device
+from apriel_assets.evaluation.roofline_rows import device_rows, lever_rows
 from apriel_assets.tables.schemas import to_table
 from resources.artifact_store import Artifact
+from tests.evaluation.test_roofline import TINY
 from tests.reporting.h2_rows import h2_tables
 
 FIGURES = {"cost_fa": 1.0, "cost_gdn": 0.5, "cost_mamba": 0.0, "other": 7}
@@ -87,3 +92,31 @@ def test_many_rows_of_a_deep_model_stay_inline(made, artifact):
     assert lines[-1] == "```"
     assert len(set(map(len, lines[2:-1]))) == 1  # whole lines only
     assert found["chosen_placement"].split().count("K") == 200
+
+
+def test_roofline_shows_ridge_points_and_every_levers_gain(artifact):
+    here = Device(flops_per_s=5e10, bytes_per_s=1e10)
+    made = artifact(
+        {
+            "devices": to_table("devices", device_rows(TINY, "An odd CPU", here, ("H100",))),
+            "levers": to_table("levers", lever_rows(TINY, 12, (8, 4096), 4)),
+        }
+    )
+    found = shown(sketch_roofline(made))
+    assert "5.0 FLOP/byte An odd CPU" in found["ridge_points"]
+    assert "295.2 FLOP/byte H100" in found["ridge_points"]
+    assert found["speedup_at_longest_context"].count("x ") == len(
+        {r["lever"] for r in lever_rows(TINY, 12, (8,), 4)}
+    )
+    assert found["by_context_gdn_in_all_layers"].startswith("![curve](data:image/svg+xml;base64,")
+
+
+def test_speed_shows_latency_and_the_share_of_the_bound(artifact):
+    row = {"phase": "decode", "context_tokens": 8192, "batch_size": 8, "tokens_per_s": 120.0}
+    row |= {"bound_tokens_per_s": 480.0, "latency_p50_seconds": 0.0125, "latency_p95_seconds": 0.02}
+    rows = [{**row, "modelled_speedup": speedup} for speedup in (1.5, None)]
+    lines = shown(sketch_throughput(artifact({"throughput": to_table("throughput", rows)})))[
+        "speed"
+    ].splitlines()
+    assert lines[2].split() == ["decode", "8,192", "8", "120", "25%", "1.500", "12.50", "20.00"]
+    assert lines[3].split()[5] == "-"

@@ -5,7 +5,7 @@ import pytest
 
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation import bootstrap
-from apriel_assets.evaluation.bootstrap import mean_interval
+from apriel_assets.evaluation.bootstrap import mean_interval, resampled_means
 
 
 def exact_interval(groups: list[list[float]], confidence=0.95):
@@ -72,3 +72,23 @@ def test_no_spread_gives_no_width():
 def test_what_has_no_mean_is_refused(values, groups):
     with pytest.raises(UserError):
         mean_interval(values, groups=groups)
+
+
+def test_equal_groups_drawn_by_kind_are_as_spread_as_drawn_one_by_one():
+    rng = np.random.default_rng(3)
+    verdicts = rng.choice([-1.0, 0.0, 1.0], 80, p=[0.2, 0.6, 0.2])
+    kinds, times = np.unique(verdicts, return_counts=True)
+    one_by_one = resampled_means(verdicts, np.ones(80), 20_000, np.random.default_rng(0))
+    by_kind = resampled_means(kinds, np.ones(len(kinds)), 20_000, np.random.default_rng(0), times)
+    assert by_kind.mean() == pytest.approx(one_by_one.mean(), abs=0.002)
+    assert by_kind.std() == pytest.approx(one_by_one.std(), rel=0.03)
+    assert by_kind.std() == pytest.approx(verdicts.std() / 80**0.5, rel=0.03)
+
+
+def test_given_once_each_the_draws_are_the_same():
+    values = np.arange(5.0)
+    plain, counted = (
+        resampled_means(values, np.ones(5), 50, np.random.default_rng(0), times)
+        for times in (None, np.ones(5, dtype=int))
+    )
+    assert (plain == counted).all()

@@ -1,13 +1,25 @@
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation import peak_memory as peak_memory_module
 from apriel_assets.evaluation import throughput
 from apriel_assets.evaluation.config import ThroughputConfig
-from apriel_assets.evaluation.roofline import cache_bytes_per_layer, mixer_parameters, modelled_speedup
+from apriel_assets.evaluation.peak_memory import peak_memory
+from apriel_assets.evaluation.roofline import (
+    Device,
+    cache_bytes_per_layer,
+    decode_bytes_per_step,
+    mixer_parameters,
+    modelled_speedup,
+    prefill_flops,
+)
 from apriel_assets.evaluation.throughput import measure_throughput, model_shape
+from apriel_assets.evaluation.timed_decoding import timed_steps
 from apriel_assets.hybrid.config import MambaConfig, MixerOptions, SlidingWindowConfig
 from apriel_assets.hybrid.model import HybridForCausalLM
 
@@ -68,38 +80,123 @@ def test_further_contexts_must_go_on_from_the_others(longer):
         ThroughputConfig(contexts=(8,), decode_contexts=longer)
 
 
-def test_tokens_per_s_is_all_sequences_tokens_over_the_median(hybrid, monkeypatch):
-    config = ThroughputConfig(
-        contexts=(8,), batch_size=3, decode_tokens=4, repeats=3, max_seconds_per_point=1e9
-    )
-    # Warm-up 9 and 9 seconds, then prefills of 2, 4, 3 seconds and decodes of 1, 2, 6 seconds.
-    times = [9, 9, 2, 1, 4, 2, 3, 6]
-    monkeypatch.setattr(throughput, "_timed", lambda work, device: (work(), float(times.pop(0))))
+class Clock:
+    """A clock that goes on by the next of these seconds whenever it is looked at a second time."""
+
+    def __init__(self, seconds):
+        self.seconds, self.now, self.running = list(seconds), 0.0, False
+
+    def perf_counter(self):
+        self.now += self.seconds.pop(0) if self.running else 0.0
+        self.running = not self.running
+        return self.now
+
+
+def test_tokens_per_s_and_latencies_by_hand(hybrid, monkeypatch):
+    config = ThroughputConfig(contexts=(8,), batch_size=3, decode_tokens=2, repeats=3)
+    # Decodes of 1 step, unmeasured, then of 2 steps each.
+    steps = [[9.0], [0.5, 0.5], [1.0, 1.0], [1.0, 5.0]]
+    monkeypatch.setattr(throughput, "timed_steps", lambda step, num_steps, device: steps.pop(0))
+    monkeypatch.setattr(throughput, "_repeats", lambda config: iter(range(4)))
+    monkeypatch.setattr(throughput, "time", Clock([9, 2, 4, 3]))
     prefill, decode = measure(hybrid, config)
     assert (prefill["tokens_per_s"], prefill["seconds_low"], prefill["seconds_high"]) == (3 * 8 / 3, 2, 4)
-    assert (decode["tokens_per_s"], decode["seconds_low"], decode["seconds_high"]) == (3 * 4 / 2, 1, 6)
+    assert (prefill["latency_p50_seconds"], prefill["num_latencies"]) == (3, 3)
+    assert (decode["tokens_per_s"], decode["seconds_low"], decode["seconds_high"]) == (3 * 2 / 2, 1, 6)
+    # Of 0.5 0.5 1 1 1 5: the fifth and the sixth lie at 80 and 100 of 100, so 95 is 1 + 0.75 * 4.
+    assert (decode["latency_p50_seconds"], decode["latency_p95_seconds"]) == (1, pytest.approx(4))
+    assert decode["num_latencies"] == 6
 
 
-def test_decode_starts_from_a_cache_of_the_context(hybrid, monkeypatch):
+@pytest.mark.parametrize("decoder", ["runner", "model"])
+def test_every_repeat_decodes_from_the_context(hybrid, decoder, monkeypatch):
     seen = []
-    decode = throughput._decode
 
-    def spy(state, steps):
-        seen.append((state.cache.get_seq_length(), steps))
-        decode(state, steps)
-        assert state.cache.get_seq_length() == seen[-1][0] + steps
+    def spy(step, num_steps, device):
+        state = step.__self__
+        length = (
+            int(state._runner.lengths.max()) if decoder == "runner" else state._state.cache.get_seq_length()
+        )
+        seen.append((length, num_steps))
+        return timed_steps(step, num_steps, device)
 
-    monkeypatch.setattr(throughput, "_decode", spy)
-    measure(hybrid)
-    assert seen == [(8, 1), (8, 4), (8, 4), (24, 1), (24, 4), (24, 4)]
+    monkeypatch.setattr(throughput, "timed_steps", spy)
+    measure(hybrid, replace(CONFIG, decoder=decoder))
+    # A recurrent state cannot go back, so the model's own cache grows by the steps that were timed.
+    later = [(8, 1), (8, 4), (8, 4), (24, 1), (24, 4), (24, 4)]
+    grown = [(8, 1), (9, 4), (13, 4), (24, 1), (25, 4), (29, 4)]
+    assert seen == (later if decoder == "runner" else grown)
+
+
+def test_every_batch_size_is_timed_at_every_context(hybrid):
+    rows = measure(hybrid, replace(CONFIG, batch_size=(1, 3)))
+    points = [(row["batch_size"], row["context_tokens"]) for row in rows if row["phase"] == "decode"]
+    assert points == [(1, 8), (1, 24), (3, 8), (3, 24)]
+    held = {(row["batch_size"], row["context_tokens"]): row["cache_bytes"] for row in rows}
+    assert held[3, 24] == 3 * held[1, 24]
+    for row in rows:
+        assert row["cache_bytes_per_token"] == row["cache_bytes"] / row["batch_size"] / row["context_tokens"]
+
+
+def test_what_decodes_is_named_and_a_model_that_the_runner_does_not_know_decodes_itself(hybrid, tiny_llama):
+    assert {row["decoder"] for row in measure(hybrid)} == {None, "static caches"}
+    unknown = HybridForCausalLM.from_teacher(tiny_llama()).eval()
+    unknown.backbone.model.norm = torch.nn.LayerNorm(32)
+    prefill, decode, *_ = measure(unknown)
+    assert decode["decoder"] == "the model's forward pass"
+    assert decode["kernels"] == prefill["kernels"]
+    assert prefill["kernels"].startswith("fa: torch")
+    with pytest.raises(UserError, match="RMSNorm"):
+        measure(unknown, replace(CONFIG, decoder="runner"))
+
+
+def test_bound_is_the_devices_rates_over_the_byte_model(hybrid, monkeypatch):
+    device = Device(flops_per_s=1e9, bytes_per_s=1e6)
+    monkeypatch.setattr(throughput, "measured_device", lambda *_: device)
+    prefill, decode = measure(hybrid)[2:]
+    shape = model_shape(hybrid)
+    moved = decode_bytes_per_step(shape, hybrid.placement, 24, 3)
+    assert decode["bound_tokens_per_s"] == pytest.approx(3 * 1e6 / moved)
+    flops = prefill_flops(shape, hybrid.placement, 24, 3)
+    assert prefill["bound_tokens_per_s"] == pytest.approx(3 * 24 * 1e9 / flops)
+    assert (decode["device_bytes_per_s"], decode["device_flops_per_s"]) == (1e6, 1e9)
+
+
+@torch.enable_grad()
+def test_a_timed_model_can_still_be_trained_and_saved(tiny_llama, tmp_path):
+    model = HybridForCausalLM.from_teacher(tiny_llama()).eval()
+    ids = torch.arange(10)[None]
+    before = model(ids).logits.detach()
+    measure(model)
+    model(ids).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(HybridForCausalLM.from_pretrained(tmp_path)(ids).logits, before)
+
+
+def test_peak_memory_sees_what_a_block_took(monkeypatch):
+    with peak_memory(torch.device("cpu")) as before:
+        pass
+    with peak_memory(torch.device("cpu")) as found:
+        held = torch.ones(2**24)  # 64 MiB
+        del held
+    if found.num_bytes is None:
+        pytest.skip("the system does not say")
+    assert before.num_bytes is not None
+    assert found.num_bytes > before.num_bytes + 2**25
+    monkeypatch.setattr(peak_memory_module, "_PROCESS", Path("/nowhere"))
+    with peak_memory(torch.device("cpu")) as unknown:
+        pass
+    assert unknown.num_bytes is None
 
 
 def test_byte_model_agrees_with_the_cache_and_weights_of_a_real_model(hybrid):
     shape, decode = model_shape(hybrid), measure(hybrid)[3]
     modelled = {mixer: 3 * cache_bytes_per_layer(shape, mixer, 24) for mixer in hybrid.placement}
-    # A window of 6 keeps the 5 tokens before the current one.
-    kept = modelled["fa"] + modelled["swa"] * 5 / 6 + modelled["mamba"]
-    assert decode["cache_bytes"] == kept
+    assert decode["cache_bytes"] == sum(modelled.values())
+    # In the model's own cache a window of 6 keeps the 5 tokens before the current one.
+    own = measure(hybrid, replace(CONFIG, decoder="model"))[3]
+    assert own["cache_bytes"] == modelled["fa"] + modelled["swa"] * 5 / 6 + modelled["mamba"]
     for bank, mixer in zip(hybrid.banks, hybrid.placement, strict=True):
         found = sum(p.numel() for name, p in bank.named_parameters() if p.ndim > 1)
         assert found == mixer_parameters(shape, mixer)
@@ -122,7 +219,13 @@ def test_shape_takes_element_sizes_and_options_from_the_model(hybrid):
 
 def test_no_further_repeat_after_the_time_limit(hybrid, monkeypatch):
     rounds = []
-    monkeypatch.setattr(throughput, "_decode", lambda state, steps: (rounds.append(steps), time.sleep(0.02)))
+
+    def slow(step, num_steps, device):
+        rounds.append(num_steps)
+        time.sleep(0.02)
+        return [0.02]
+
+    monkeypatch.setattr(throughput, "timed_steps", slow)
     config = ThroughputConfig(contexts=(8,), batch_size=1, repeats=50, max_seconds_per_point=0.05)
     measure(hybrid, config)
     assert 2 <= len(rounds) < 20
@@ -151,6 +254,9 @@ def test_seed_and_training_mode(hybrid):
         {"contexts": (8, 8)},
         {"contexts": (0, 8)},
         {"batch_size": 0},
+        {"batch_size": ()},
+        {"batch_size": (4, 2)},
+        {"decoder": "graph"},
         {"decode_tokens": 0},
         {"repeats": 0},
     ],

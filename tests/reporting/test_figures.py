@@ -101,3 +101,10 @@ def test_sparklines_stay_under_a_thousand_characters(values, bars):
 def test_sparkline_bars_are_proportional():
     heights = re.findall(r"v-(\d+)", sparkline([1.0, 2.0, 4.0], bars=True))
     assert [int(height) for height in heights] == [10, 20, 40]
+
+
+def test_speed_by_context_is_of_one_batch_size(rows):
+    small = [{**row, "batch_size": 1, "tokens_per_s": 1.0} for row in rows["throughput"]]
+    assert figures.speed_by_context(small + rows["throughput"]) == figures.speed_by_context(
+        rows["throughput"]
+    )

@@ -3,11 +3,12 @@
 import threading
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from apriel_assets.errors import UserError
-from apriel_assets.tables.schemas import TABLES, to_table
+from apriel_assets.tables.schemas import TABLES, table_schema, to_table
 from resources.lake import Lake
 
 
@@ -105,6 +106,38 @@ def test_prune_drops_what_the_recipe_no_longer_has(lake):
     lake.publish({"evals": rows(5)}, recipe="other", asset="evals/h9", version="v1")
     assert lake.prune("r", [("evals/h4", "copy")]) == ["evals.h4@recall.parquet"]
     assert lake.query("select distinct recipe from evals")[1] == [("other",)]
+
+
+def test_read_has_every_column_of_the_schema_in_its_type(lake):
+    for name in TABLES:
+        found = lake.read(name, "r")
+        expected = pa.schema([*table_schema(name), ("recipe", pa.string()), ("version", pa.string())])
+        assert found.schema.equals(expected)
+    assert lake.read("evals", "r").column("value").to_pylist() == [1.0] * 3
+    assert lake.read("evals", "other").num_rows == 0
+    placements = to_table("placements", [{"placement": ["fa", "swa"], "budget": 0.5}])
+    lake.publish({"placements": placements}, recipe="r", asset="finalists", version="v1")
+    assert lake.read("placements", "r").column("placement").to_pylist() == [["fa", "swa"]]
+
+
+def test_read_of_some_assets_takes_their_partitions_and_no_other(lake):
+    for asset, partition in (("evals/h4", "copy"), ("evals/h40", "copy"), ("evals/h5", None)):
+        lake.publish({"evals": rows(2)}, recipe="r", asset=asset, version=asset, partition=partition)
+    found = lake.read("evals", "r", ["evals/h4"]).column("version").to_pylist()
+    assert sorted(set(found)) == ["evals/h4", "v1"]
+    assert set(lake.read("evals", "r", ["evals/h5", "evals/h9"]).column("version").to_pylist()) == {
+        "evals/h5"
+    }
+    assert lake.read("evals", "r", []).num_rows == 0
+
+
+@pytest.mark.parametrize("count", [1, 2000])
+def test_a_file_says_which_artifact_its_rows_are_from(lake, count):
+    table = {"evals": rows(1, count)}
+    lake.publish(table, recipe="r", asset="evals/h6", version="v", address="abc")
+    assert lake.holds(["evals"], "r", "evals/h6", None, "abc")
+    assert not lake.holds(["evals"], "r", "evals/h6", None, "abd")
+    assert not lake.holds(["evals", "builds"], "r", "evals/h6", None, "abc")
 
 
 def test_empty_home_says_what_to_do(tmp_path):

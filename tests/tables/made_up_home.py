@@ -52,7 +52,8 @@ def write_home(path, recipe="quick"):
         "evals": pa.concat_tables(evals),
     }
     board = leaderboard_table(tables, accuracy_places(pa.concat_tables(answers)))
-    published = {"checkpoints": tables["checkpoints"], "leaderboard": board, "reevals": _reevals()}
+    published = {name: tables[name] for name in ("checkpoints", "throughput")}
+    published |= {"leaderboard": board, "reevals": _reevals()}
     lake.publish(published, recipe=recipe, asset="rest", version="v-rest")
     return lake
 

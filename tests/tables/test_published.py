@@ -58,3 +58,11 @@ def test_eval_pairs_keep_both_figures(rows):
     pairs = {r["benchmark"]: (r["quality"], r["teacher_quality"]) for r in rows if r["benchmark"]}
     assert pairs["MT-Bench"] == (8.58, 8.30)
     assert len(pairs) == 5
+
+
+def test_limit_by_the_kv_cache_is_layers_over_attention_layers(rows):
+    limits = {r["model"]: r["kv_limit"] for r in rows if r["benchmark"] is None}
+    assert (limits["teacher"], limits["H-25"], limits["H-40"]) == (1, 2, 5)
+    assert (limits["12/26/6/4"], limits["3/25/4/16"], limits["0/30/5/13"]) == (4, 16, None)
+    assert (limits["Nemotron-H-47B"], limits["Kimi-Linear-48B-A3B"]) == (10, 4)
+    assert limits["Falcon-H1-34B"] is None

@@ -5,10 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from apriel_assets.evaluation.roofline import (
+    DEVICES,
+    Device,
+    decode_bytes_per_step,
+    decode_flops_per_step,
+    decode_tokens_per_s_bound,
+    modelled_speedup,
+)
+from apriel_assets.evaluation.roofline_rows import device_rows, layer_rows
 from apriel_assets.tables.documentation import tables_page
 from apriel_assets.tables.meanings import TABLE_MEANINGS
-from apriel_assets.tables.schemas import TABLES
+from apriel_assets.tables.schemas import TABLES, to_table
 from apriel_assets.tables.views import VIEWS
+from resources.lake import Lake
+from tests.evaluation.test_roofline import TINY
 from tests.tables.made_up_home import MODELS, write_home
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -118,7 +129,13 @@ def test_every_table_view_and_column_has_a_comment(lake):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_view_has_the_documented_columns(name, lake):
-    arguments = {"compare_models": "('h6', 'h7')", "lost_problems": "('h6')", "fastest_keeping": "(0.5)"}
+    arguments = {
+        "compare_models": "('h6', 'h7')",
+        "lost_problems": "('h6')",
+        "fastest_keeping": "(0.5)",
+        "over_seeds": "('%')",
+        "decode_roofline": "(8)",
+    }
     columns, _ = lake.query(f"select * from {name}{arguments.get(name, '')} limit 0")
     assert columns == list(VIEWS[name].columns)
 
@@ -127,3 +144,79 @@ def test_page_of_tables_is_what_the_schemas_say():
     assert (DOCS / "tables.md").read_text() == tables_page(), (
         "run python -m apriel_assets.tables.documentation"
     )
+
+
+def test_decode_roofline_is_the_byte_model_of_every_checkpoint(tmp_path):
+    device = Device(flops_per_s=5e10, bytes_per_s=1e10)
+    placements = {
+        "teacher": ("fa",) * 4,
+        "h2": ("fa", "fa", "mamba", "mamba"),
+        "b0.5": ("fa", "swa", "gdn", "kda"),
+    }
+    kinds = {"teacher": "teacher", "h2": "progressive", "b0.5": "placement"}
+    checkpoints = [
+        {"model": name, "kind": kinds[name], "placement": list(own)} for name, own in placements.items()
+    ]
+    checkpoints.append({"model": "supernet", "kind": "supernet", "placement": ["fa"] * 4})
+    lake = Lake(tmp_path)
+    tables = {
+        "checkpoints": to_table("checkpoints", checkpoints),
+        "devices": to_table("devices", device_rows(TINY, "here", device, ["H100"])),
+        "layer_bytes": to_table("layer_bytes", layer_rows(TINY, (16, 512))),
+    }
+    lake.publish(tables, recipe="quick", asset="all", version="v")
+    found = lake.arrow("from decode_roofline(7)").to_pylist()
+    assert len(found) == 3 * 2 * 2  # models, contexts, devices
+    for row in found:
+        placement, context = placements[row["model"]], row["context_tokens"]
+        moved = decode_bytes_per_step(TINY, placement, context, 7)
+        assert row["bytes_per_token"] == pytest.approx(moved / 7)
+        assert row["speedup"] == pytest.approx(modelled_speedup(TINY, placement, context, 7))
+        own = device if row["device"] == "here" else DEVICES["H100"]
+        bound = decode_tokens_per_s_bound(TINY, placement, context, 7, own)
+        assert row["bound_tokens_per_s"] == pytest.approx(bound)
+        intensity = decode_flops_per_step(TINY, placement, context, 7) / moved
+        assert row["intensity"] == pytest.approx(intensity)
+        assert row["limited_by"] == ("bandwidth" if intensity < own.ridge_flops_per_byte else "compute")
+
+
+def test_speed_has_the_teachers_beside_each_point(lake):
+    columns, rows = lake.query("select model, speedup, modelled_speedup from speed where phase = 'decode'")
+    assert columns == ["model", "speedup", "modelled_speedup"]
+    assert {model: speedup for model, speedup, _ in rows} == {
+        model: pytest.approx(speed / 100) for model, (*_, speed, _) in MODELS.items()
+    }
+
+
+def test_over_seeds_is_the_mean_and_spread_over_recipes(tmp_path):
+    lake = Lake(tmp_path)
+    for seed, accuracy in enumerate((0.8, 0.9, 1.0)):
+        rows = [{"model": "h6", "accuracy": accuracy, "decode_speedup": 2.0}]
+        recipe = f"quick-s{seed}"
+        lake.publish(
+            {"leaderboard": to_table("leaderboard", rows)}, recipe=recipe, asset="leaderboard", version="v"
+        )
+    ((model, runs, mean, sd, least, most),) = lake.query(
+        "select model, num_runs, accuracy, accuracy_sd, accuracy_least, accuracy_most from over_seeds('quick%')"
+    )[1]
+    assert (model, runs, least, most) == ("h6", 3, 0.8, 1.0)
+    assert (mean, sd) == (pytest.approx(0.9), pytest.approx(0.1))
+    assert lake.query("from over_seeds('other%')")[1] == []
+
+
+def test_budget_choices_count_the_finalists_that_are_as_good(tmp_path):
+    def finalist(rank, low, high):
+        own = {
+            "budget": 0.5,
+            "rank": rank,
+            "chosen": rank == 0,
+            "name": None if rank else "b0.5",
+            "cost": 0.5,
+        }
+        return own | {"generated_accuracy": (low + high) / 2, "generated_low": low, "generated_high": high}
+
+    rows = [finalist(0, 0.8, 0.9), finalist(1, 0.7, 0.81), finalist(2, 0.5, 0.6)]
+    lake = Lake(tmp_path)
+    lake.publish({"placements": to_table("placements", rows)}, recipe="quick", asset="finalists", version="v")
+    found = lake.query("select name, num_runner_ups, num_as_good from budget_choices")[1]
+    assert found == [("b0.5", 2, 1)]
