@@ -50,8 +50,8 @@ class Batch:
         return self._map(packing.pack, packing)
 
     def _map(self, function: Callable[[Tensor], Tensor], packing: Packing | None) -> "Batch":
-        tensors = (self.input_ids, self.attention_mask, self.targets, self.mask)
-        return Batch(*map(function, tensors), packing)
+        ids, attention = function(self.input_ids), function(self.attention_mask)
+        return Batch(ids, attention, function(self.targets), function(self.mask), packing)
 
 
 @dataclass(frozen=True)

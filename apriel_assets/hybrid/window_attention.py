@@ -1,5 +1,7 @@
 """Causal attention to the last tokens only, at a cost that grows with the window, not with the square of the length."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,7 +37,7 @@ def window_attention(
         dropout: probability.
     """
     length, block = query.shape[2], _block(window)
-    settings = {"scale": scaling, "dropout_p": dropout}
+    settings: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
     shared = key.shape[1] < query.shape[1]
     first = functional.scaled_dot_product_attention(
         *(values[:, :, :window] for values in (query, key, value)),
