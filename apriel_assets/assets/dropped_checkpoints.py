@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job
-from apriel_assets.assets.loading import load_teacher_model, on_working_device
+from apriel_assets.assets.loading import load_teacher_model
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.config import EvalConfig, ThroughputConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
@@ -61,14 +61,14 @@ def build_dropped_checkpoint(
     if lacking := missing_of(path):
         raise UserError(f"checkpoint {path}: {lacking}")
     model, (teacher, tokenizer) = load_any(path), load_teacher_model(job)
+    model.to(teacher.device)  # type: ignore[arg-type]  transformers' own annotation
     _check_vocabulary(path, model, teacher)
     common = {"model_name": name, "seed": seed, "progress": job.progress}
-    with on_working_device(model, teacher):
-        samples = [
-            evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
-            for task in tasks
-        ]
-        speeds = measure_throughput(model, throughput, device_name=device_name(), **common)  # type: ignore[arg-type]
+    samples = [
+        evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
+        for task in tasks
+    ]
+    speeds = measure_throughput(model, throughput, device_name=device_name(), **common)  # type: ignore[arg-type]
     job.draft.tables["eval_samples"] = pa.concat_tables(samples)
     job.draft.tables["evals"] = pa.concat_tables([eval_rows(own, accuracy) for own in samples])
     job.draft.tables["throughput"] = speeds

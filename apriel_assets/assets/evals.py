@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Job, OnePartition
 from apriel_assets.assets.checks import evals_check
-from apriel_assets.assets.loading import load_model_once, load_teacher_model, on_working_device
+from apriel_assets.assets.loading import load_model_once, load_teacher_model
 from apriel_assets.assets.regression_checks import EVALS_REGRESSION_CHECK
 from apriel_assets.assets.sketches import sketch_evals, sketch_throughput
 from apriel_assets.assets.task_keys import task_key
@@ -46,17 +46,16 @@ def build_evals(
 
     teacher, tokenizer = load_teacher_model(job)
     student = load_evaluated(job, asset, placement)
-    with on_working_device(teacher, student):
-        samples = evaluate_samples(
-            student,
-            tokenizer,
-            task,
-            accuracy,
-            teacher=teacher,
-            model_name=model,
-            seed=seed,
-            progress=job.progress,
-        )
+    samples = evaluate_samples(
+        student,
+        tokenizer,
+        task,
+        accuracy,
+        teacher=teacher,
+        model_name=model,
+        seed=seed,
+        progress=job.progress,
+    )
     job.draft.tables |= {"evals": eval_rows(samples, accuracy), "eval_samples": samples}
 
 
@@ -68,15 +67,14 @@ def build_throughput(
     from resources.provenance import device_name
 
     timed = load_evaluated(job, asset, placement)
-    with on_working_device(timed):
-        rows: pa.Table = measure_throughput(
-            timed,
-            throughput,
-            model_name=model,
-            device_name=device_name(),
-            seed=seed,
-            progress=job.progress,
-        )
+    rows: pa.Table = measure_throughput(
+        timed,
+        throughput,
+        model_name=model,
+        device_name=device_name(),
+        seed=seed,
+        progress=job.progress,
+    )
     job.draft.tables["throughput"] = rows
 
 

@@ -2,8 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,23 +52,14 @@ def load_model_once(job: Job, asset: str) -> "HybridForCausalLM":
 
 
 def working_device() -> "torch.device":
-    """Return where models are evaluated and timed: the first GPU that the step may use, else the CPU."""
+    """Return where a step's models are: the first GPU that this process of it may use, else the CPU."""
     import torch
 
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-@contextmanager
-def on_working_device(*models: "HybridForCausalLM") -> Iterator[None]:
-    """Put models where they are evaluated; when the block ends they are back on the CPU, as the rest expects them."""
-    device = working_device()
-    try:
-        for model in models:
-            model.to(device)  # type: ignore[arg-type]  transformers' own annotation
-        yield
-    finally:
-        for model in models:
-            model.to("cpu")  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device(
+        "cuda", int(os.environ.get("LOCAL_RANK", 0))
+    )  # set under accelerate, one process a GPU
 
 
 def teacher_spec(path: Path) -> TeacherSpec:
@@ -85,6 +75,7 @@ def _teacher(path: Path) -> "tuple[HybridForCausalLM, Any]":
 
     _quiet_transformers()
     model, tokenizer = load_teacher(teacher_spec(path))
+    model.to(working_device())  # type: ignore[arg-type]  transformers' own annotation
     return HybridForCausalLM.from_teacher(model, copy=False).eval(), tokenizer
 
 
@@ -97,7 +88,7 @@ def _read_checkpoint(path: Path) -> "HybridForCausalLM":
     from apriel_assets.hybrid.model import HybridForCausalLM
 
     _quiet_transformers()
-    return HybridForCausalLM.from_pretrained(path / CHECKPOINT)
+    return HybridForCausalLM.from_pretrained(path / CHECKPOINT).to(working_device())
 
 
 def problems_of(rows: pa.Table) -> list[Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from apriel_assets.assets.asset_plan import AssetPlan, Check, Job, OnePartition, Verdict, input_name
 from apriel_assets.assets.evals import EvaluatedModel, load_evaluated
-from apriel_assets.assets.loading import load_teacher_model, on_working_device
+from apriel_assets.assets.loading import load_teacher_model
 from apriel_assets.assets.task_keys import file_digests, task_key
 from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.tasks.specs import TaskSpec
@@ -50,17 +50,16 @@ def build_reeval(
         student = load_evaluated(job, asset, placement)
         settings = {"accuracy": accuracy, "seed": seed, "placement": placement}
         alike = compared_by(hashed_values(settings), _input_versions(job), asset, task_key(task))
-        with on_working_device(teacher, student):
-            samples = evaluate_samples(
-                student,
-                tokenizer,
-                task,
-                accuracy,
-                teacher=teacher,
-                model_name=model,
-                seed=seed,
-                progress=job.progress,
-            )
+        samples = evaluate_samples(
+            student,
+            tokenizer,
+            task,
+            accuracy,
+            teacher=teacher,
+            model_name=model,
+            seed=seed,
+            progress=job.progress,
+        )
         found += [{**row, **alike} for row in eval_rows(samples, accuracy).to_pylist()]
     rows = reeval_rows(job.partition, found, last_results(job.home, recipe, asset, model, job.partition))
     job.draft.tables["reevals"] = rows
