@@ -30,7 +30,7 @@ def compare(function, *operands, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("heads", [(32, 8), (4, 4), (6, 1)])
-@pytest.mark.parametrize(("size", "capacity"), [(128, 700), (64, 40), (80, 5000)])
+@pytest.mark.parametrize(("size", "capacity"), [(128, 700), (64, 40), (80, 5000), (8, 90)])
 def test_attend(dtype, heads, size, capacity):
     q = normal(3, heads[0], size, dtype=dtype)
     keys, values = (normal(3, heads[1], capacity, size, seed=seed, dtype=dtype) for seed in (1, 2))

@@ -14,7 +14,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 _PROGRAMS_PER_PROCESSOR = 8
-_LEAST_QUERIES = 16  # rows of a matrix instruction
+_LEAST_QUERIES, _LEAST_CHANNELS = 16, 16  # of a matrix instruction
 _BLOCK, _WARPS, _STAGES = 64, 4, 3
 
 
@@ -44,7 +44,7 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: floa
             GROUP=group,
             ROWS=max(_LEAST_QUERIES, triton.next_power_of_2(group)),
             SIZE=size,
-            PADDED=triton.next_power_of_2(size),
+            PADDED=max(_LEAST_CHANNELS, triton.next_power_of_2(size)),
             BLOCK=_BLOCK,
             num_warps=_WARPS,
             num_stages=_STAGES,
