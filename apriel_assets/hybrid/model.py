@@ -238,13 +238,13 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        cache: HybridCache | None = None,
     ) -> torch.Tensor:
-        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`. No cache."""
-        with forward_context(self._context(attention_mask, position_ids, None)):
+        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`; a cache is continued."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        with forward_context(self._context(attention_mask, position_ids, cache)):
             decoder = getattr(self.backbone, self.backbone.base_model_prefix)
-            return decoder(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-            ).last_hidden_state
+            return decoder(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def make_cache(self) -> HybridCache:
         """Return an empty cache for the active placement."""
