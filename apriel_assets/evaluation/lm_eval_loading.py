@@ -48,7 +48,7 @@ def load_for_harness(
         model, own = pretrained, tokenizer
     else:
         model = _read_model(pretrained, dtype, revision)
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+        model = model.to(_present(device))  # type: ignore[arg-type]
         own = _read_tokenizer(pretrained, tokenizer, revision)
     embeddings: Any = model.get_input_embeddings()
     if len(own) > embeddings.num_embeddings:
@@ -58,6 +58,12 @@ def load_for_harness(
     if placement is not None:
         _set_placement(model, placement)
     return model.eval(), own
+
+
+def _present(device: str | None) -> str:
+    # lm-eval's command line asks for cuda:0 unless told otherwise, wherever it runs.
+    has_gpu = torch.cuda.is_available()
+    return (device or "cuda") if has_gpu or not str(device or "cuda").startswith("cuda") else "cpu"
 
 
 def _set_placement(model: PreTrainedModel, placement: str | Sequence[str]) -> None:
