@@ -6,7 +6,7 @@ other rows are read in batches of about one length. Logits exist for scored posi
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ Answer = tuple[float, bool]
 # Tokens that rows must save together for their shared beginning to be read apart: that is one more call of the model,
 # and smaller batches, which a GPU minds more.
 _LEAST_SAVED = {"cpu": 256, "cuda": 16384}
-_LEAST_SHARED = 8  # tokens in common for two rows to be of one group
 _COPIED_TOKENS = 16  # copies of shared tokens in a batch's cache, over the tokens that a batch may read
 # Logits per chunk: as many as a CPU cache holds, more on a GPU.
 _CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}
@@ -92,33 +91,61 @@ def plan_batches(
     alone, batches = list(rows), []
     if least_saved is not None:
         alone = []
-        for group, shared in _groups(sorted(rows, key=lambda row: row.tokens)):
-            if (len(group) - 1) * shared < max(least_saved, 1):
-                alone += group
+        for group in _groups(sorted(rows, key=lambda row: row.tokens), least_saved):
+            if len(group.rows) == 1:
+                alone += group.rows
             else:
-                most = min(limit, max(2, _COPIED_TOKENS * max_tokens // shared))
-                batches += _cut(sorted(group, key=lambda row: -len(row.tokens)), shared, max_tokens, most)
-    return batches + _cut(sorted(alone, key=lambda row: (-len(row.tokens), row.tokens)), 0, max_tokens, limit)
+                most = min(limit, max(2, _COPIED_TOKENS * max_tokens // group.shared))
+                batches += _cut(sorted(group.rows, key=_longest_first), group.shared, max_tokens, most)
+    return batches + _cut(sorted(alone, key=_longest_first), 0, max_tokens, limit)
 
 
-def _groups(rows: Sequence[Row]) -> Iterator[tuple[list[Row], int]]:
-    """Yield neighbours in lexicographic order, and how many tokens each group shares.
+def _longest_first(row: Row) -> tuple[int, tuple[int, ...]]:
+    return -len(row.tokens), row.tokens
 
-    A group takes in the next row if that saves no fewer tokens than it would lose by sharing less.
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    rows: tuple[Row, ...]
+    shared: int
+    worth: int  # tokens that sharing saves, beyond what it must save
+
+
+@dataclass(slots=True)
+class _Branch:
+    """Neighbours in lexicographic order that have `shared` tokens in common, in the best groups found of each part."""
+
+    shared: int
+    parts: list[_Group]
+
+    def best(self, least_saved: int) -> list[_Group]:
+        """Return all of it as one group, or its parts' own groups, whichever saves more."""
+        rows = tuple(row for part in self.parts for row in part.rows)
+        worth = (len(rows) - 1) * self.shared - least_saved
+        if worth >= max(1, sum(part.worth for part in self.parts)):
+            return [_Group(rows, self.shared, worth)]
+        return self.parts
+
+
+def _groups(rows: Sequence[Row], least_saved: int) -> list[_Group]:
+    """Return the partition of rows, in lexicographic order, that saves the most tokens.
+
+    Rows with a beginning in common are neighbours then, and the branches of their prefix tree nest: a stack holds those
+    that are still open, deepest last.
     """
-    group: list[Row] = []
-    shared = 0
-    for row in rows:
-        common = min(_common(group[-1], row), shared) if group else 0
-        if group and common >= _LEAST_SHARED and common * len(group) >= shared * (len(group) - 1):
-            group.append(row)
-            shared = common
+    stack = [_Branch(0, [])]
+    for row, following in zip(rows, (*rows[1:], None), strict=True):
+        common = 0 if following is None else _common(row, following)
+        parts = [_Group((row,), 0, 0)]
+        while stack[-1].shared > common:
+            branch = stack.pop()
+            branch.parts += parts
+            parts = branch.best(least_saved)
+        if stack[-1].shared == common:
+            stack[-1].parts += parts
         else:
-            if group:
-                yield group, shared
-            group, shared = [row], row.first
-    if group:
-        yield group, shared
+            stack.append(_Branch(common, parts))
+    return stack[0].parts
 
 
 def _common(first: Row, second: Row) -> int:
