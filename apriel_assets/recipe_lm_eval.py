@@ -31,8 +31,12 @@ def check_lm_eval(recipe: Recipe) -> None:
             check_name(asked.task, asked.include_path)
             hub_data(asked.task, asked.include_path)
     keys = [lm_eval_key(task, recipe.evals.judge) for task in recipe.evals.lm_eval]
-    if twice := [task.task for task, key in zip(recipe.evals.lm_eval, keys, strict=True) if keys.count(key) > 1]:
-        raise UserError(f"evals.lm_eval asks for {twice[0]} twice in the same way; remove one, or change its settings")
+    if twice := [
+        task.task for task, key in zip(recipe.evals.lm_eval, keys, strict=True) if keys.count(key) > 1
+    ]:
+        raise UserError(
+            f"evals.lm_eval asks for {twice[0]} twice in the same way; remove one, or change its settings"
+        )
 
 
 def data_to_fetch(recipe: Recipe, partitions: Collection[str | None] | None = None) -> dict[str, list[str]]:

@@ -143,8 +143,8 @@ class EvalsSection(Section):
             raise ValueError(f"two of the tasks have one name: {', '.join(names)}; give one of them a label")
         if self.judge is None and any(task.task == MT_BENCH for task in self.lm_eval):
             raise ValueError(
-                f"lm_eval has {MT_BENCH}, whose answers a judge grades; set evals.judge={{model: ..., base_url: ...}}, or "
-                "leave it out"
+                f"lm_eval has {MT_BENCH}, whose answers a judge grades; set evals.judge={{model: ..., base_url: ...}}, "
+                "or leave it out"
             )
         return self
 

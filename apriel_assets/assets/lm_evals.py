@@ -24,7 +24,7 @@ def build_lm_evals(
     asked: LmEvalTask,
     judge: JudgeConfig | None,
 ) -> None:
-    """Every metric of one task or group of lm-eval with its standard error, and every sample; resumes if interrupted."""
+    """Every metric of one task or group of lm-eval with its standard error, and every sample."""
     from apriel_assets.evaluation.kept_answers import KeptAnswers
 
     _, tokenizer = load_teacher_model(job)
@@ -45,7 +45,11 @@ def build_lm_evals(
 
 def _rows_there(artifact: Artifact, before: Artifact | None = None) -> Verdict:
     rows = artifact.table("lm_evals").to_pylist()
-    bad = [f"{row['task']} {row['metric']}" for row in rows if row["value"] is None or row["value"] != row["value"]]
+    bad = [
+        f"{row['task']} {row['metric']}"
+        for row in rows
+        if row["value"] is None or row["value"] != row["value"]
+    ]
     shown = {"num_rows": len(rows), "num_samples": artifact.table("lm_eval_samples").num_rows}
     return bool(rows) and not bad, shown | ({"not_finite": ", ".join(bad)} if bad else {})
 

@@ -79,8 +79,8 @@ def generate(
     """
     prompt_ids = [list(ids) for ids in tokenizer(list(prompts)).input_ids] if prompts else []
     return generate_from_ids(
-        model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, temperature=temperature, samples=samples, seed=seed,
-        batch_size=batch_size, progress=progress,
+        model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, temperature=temperature, samples=samples,
+        seed=seed, batch_size=batch_size, progress=progress,
     )  # fmt: skip
 
 
@@ -240,7 +240,9 @@ def _complete_batch(
         tokens[present, position], log_probs[:, present, position] = chosen, figures
         ends = torch.isin(chosen, settings.stop_ids)
         if settings.says_stop is not None:
-            ends |= settings.says_stop(tokens[present, max(0, position + 1 - settings.says_stop.width) : position + 1])
+            ends |= settings.says_stop(
+                tokens[present, max(0, position + 1 - settings.says_stop.width) : position + 1]
+            )
         lengths[present[ends & ~ended[present]]] = position + 1
         ended[present] |= ends
         at_work = (~ended[present]).nonzero()[:, 0]
@@ -258,7 +260,9 @@ def _cut(
 ) -> list[Completion]:
     rows = zip(tokens.tolist(), *log_probs.tolist(), lengths.tolist(), ended.tolist(), strict=True)
     return [
-        Completion(ids[:length], plain[:length], "", has_ended, sampled[:length] if has_own_temperature else None)
+        Completion(
+            ids[:length], plain[:length], "", has_ended, sampled[:length] if has_own_temperature else None
+        )
         for ids, plain, sampled, length, has_ended in rows
     ]
 

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from typing import Any
 
 from apriel_assets.errors import UserError
@@ -54,33 +55,37 @@ def judgements(
     Raises:
         UserError: no key, an error that does not pass, or one that did not in all retries; what was judged is kept.
     """
-    keys = request_keys("judgement", [[config.model, config.temperature, config.max_tokens, own] for own in asked])
+    keys = request_keys(
+        "judgement", [[config.model, config.temperature, config.max_tokens, own] for own in asked]
+    )
     found: dict[str, str] = dict(kept.load()) if kept else {}
     left = [position for position, key in enumerate(keys) if key not in found]
     if left:
         check_key(config)
-    problem: BaseException | None = None
-    pool = ThreadPoolExecutor(max_workers=config.parallel)
-    try:
-        under_way = {pool.submit(_judgement, config, asked[position]): position for position in left}
-        for done in as_completed(under_way):
-            if done.cancelled():
-                continue
-            if error := done.exception():
-                problem = problem or error
-                pool.shutdown(wait=False, cancel_futures=True)  # what is under way is still kept
-                continue
-            key = keys[under_way[done]]
-            found[key] = done.result()
-            if kept:
-                kept.add(key, found[key])
-            finished(sum(own in found for own in keys))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        if kept:
-            kept.close()
-    if problem is not None:
-        raise problem
+    problems: list[BaseException] = []
+
+    def judged(messages: Messages) -> str | None:
+        return (
+            None if problems else _judgement(config, messages)
+        )  # what is under way at an error is still kept
+
+    with ThreadPoolExecutor(max_workers=config.parallel) as pool, kept or nullcontext():
+        under_way = {pool.submit(judged, asked[position]): position for position in left}
+        try:
+            for done in as_completed(under_way):
+                if error := done.exception():
+                    problems.append(error)
+                elif (text := done.result()) is not None:
+                    key = keys[under_way[done]]
+                    found[key] = text
+                    if kept:
+                        kept.add(key, text)
+                    finished(sum(own in found for own in keys))
+        except BaseException as error:  # an interrupt: nothing more is asked
+            problems.append(error)
+            raise
+    if problems:
+        raise problems[0]
     return [found[key] for key in keys]
 
 
@@ -92,7 +97,9 @@ def _judgement(config: JudgeConfig, messages: Messages) -> str:
         except urllib.error.HTTPError as error:
             problem, asked_to_wait = f"status {error.code}", error.headers.get("Retry-After")
             if error.code not in _PASSES and error.code < 500:
-                raise UserError(f"the judge at {config.base_url} refuses: {problem} {_said(error)}") from error
+                raise UserError(
+                    f"the judge at {config.base_url} refuses: {problem} {_said(error)}"
+                ) from error
         except (OSError, http.client.HTTPException) as error:  # no answer, a broken connection, a time-out
             problem, asked_to_wait = str(error) or type(error).__name__, None
         if attempt < config.retries:

@@ -135,7 +135,9 @@ def load_tasks(tokenizer: PreTrainedTokenizerBase, asked: LmEvalTask, *, seed: i
         loaded = _task_manager(asked).load([asked.task])
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"lm-eval task {name} runs code that the model writes, which is not done here; take it out")
+            raise UserError(
+                f"lm-eval task {name} runs code that the model writes, which is not done here; take it out"
+            )
         if asked.gen_kwargs and task.get_config("output_type") == "generate_until":
             task.set_config("generation_kwargs", dict(asked.gen_kwargs), update=True)
         own = task.get_config("num_fewshot")
@@ -188,8 +190,17 @@ def _result_rows(results: Results) -> list[dict[str, Any]]:
             error = figures.get(f"{metric}_stderr,{own_filter}")
             error = float(error) if isinstance(error, int | float) else None
             half = None if error is None else _NORMAL_95 * error
-            row = {"task": task, "metric": metric, "filter": own_filter, "value": float(value), "stderr": error}
-            row |= {"low": None if half is None else value - half, "high": None if half is None else value + half}
+            row = {
+                "task": task,
+                "metric": metric,
+                "filter": own_filter,
+                "value": float(value),
+                "stderr": error,
+            }
+            row |= {
+                "low": None if half is None else value - half,
+                "high": None if half is None else value + half,
+            }
             row |= {"num_samples": figures.get("sample_len"), "harness_version": version("lm_eval")}
             row["num_fewshot"] = results["n-shot"].get(task)
             row["higher_is_better"] = (results["higher_is_better"].get(task) or {}).get(metric)

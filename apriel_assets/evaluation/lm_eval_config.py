@@ -35,7 +35,9 @@ class LmEvalTask:
 
     def __post_init__(self) -> None:
         if not self.task:
-            raise UserError("evals.lm_eval has a task without a name; write e.g. {task: mmlu, num_fewshot: 5}")
+            raise UserError(
+                "evals.lm_eval has a task without a name; write e.g. {task: mmlu, num_fewshot: 5}"
+            )
         for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -98,18 +100,32 @@ class JudgeConfig:
     temperature: float = 0.0
     parallel: int = field(default=4, metadata=UNHASHED)  # requests under way at once
     retries: int = field(default=6, metadata=UNHASHED)  # of a request, after errors that pass
-    first_wait_s: float = field(default=1.0, metadata=UNHASHED)  # before the first retry; then twice as long each
+    first_wait_s: float = field(
+        default=1.0, metadata=UNHASHED
+    )  # before the first retry; then twice as long each
     timeout_s: float = field(default=120.0, metadata=UNHASHED)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"evals.judge.base_url={self.base_url!r} is no address; write e.g. http://localhost:8000/v1")
+            raise UserError(
+                f"evals.judge.base_url={self.base_url!r} is no address; write e.g. http://localhost:8000/v1"
+            )
         if parts.username or parts.password or parts.query:
-            raise UserError("evals.judge.base_url must hold no key; name a variable that does in evals.judge.api_key_env")
+            raise UserError(
+                "evals.judge.base_url must hold no key; name a variable that does in evals.judge.api_key_env"
+            )
         if self.api_key_env is not None and not _ENV.fullmatch(self.api_key_env):
             # Not repeated here: it may be the key itself.
-            raise UserError("evals.judge.api_key_env is no name of an environment variable; give the name, not the key")
-        for name, least in (("max_tokens", 1), ("parallel", 1), ("retries", 0), ("first_wait_s", 0), ("timeout_s", 0)):
+            raise UserError(
+                "evals.judge.api_key_env is no name of an environment variable; give the name, not the key"
+            )
+        for name, least in (
+            ("max_tokens", 1),
+            ("parallel", 1),
+            ("retries", 0),
+            ("first_wait_s", 0),
+            ("timeout_s", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"evals.judge.{name}={getattr(self, name)} must be at least {least}")

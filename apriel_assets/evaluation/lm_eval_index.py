@@ -24,7 +24,13 @@ _NAMED = re.compile(r"^[\"']?(?:task|group|tag)[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'
 _TAGS = re.compile(
     r"^[\"']?tag[\"']?[ \t]*:[ \t]*(?:\[([^\]]*)\]|\n((?:[ \t]*-[ \t]*\S+[ \t]*\n?)+))", re.MULTILINE
 )
-_FILE_READERS = {"json", "csv", "text", "parquet", "arrow"}  # of `datasets`: their data are files named in the task
+_FILE_READERS = {
+    "json",
+    "csv",
+    "text",
+    "parquet",
+    "arrow",
+}  # of `datasets`: their data are files named in the task
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,7 +43,9 @@ _Loader.add_constructor("!function", lambda loader, node: loader.construct_scala
 def check_installed() -> None:
     """Raise UserError if the harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("lm-eval tasks need a package that is not installed: pip install 'apriel-assets[lm-eval]'")
+        raise UserError(
+            "lm-eval tasks need a package that is not installed: pip install 'apriel-assets[lm-eval]'"
+        )
 
 
 def is_ours(name: str, include_path: str | None) -> bool:
@@ -74,9 +82,11 @@ def is_on_this_machine(data: str) -> bool:
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     prepared = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
     fetched = (hub / f"datasets--{data.replace('/', '--')}").is_dir()
-    return fetched or (prepared / data.replace("/", "___").lower()).is_dir() or (
-        prepared / data.replace("/", "___")
-    ).is_dir()
+    return (
+        fetched
+        or (prepared / data.replace("/", "___").lower()).is_dir()
+        or (prepared / data.replace("/", "___")).is_dir()
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -92,7 +102,7 @@ def names_in(folder: Path) -> Mapping[str, tuple[Path, ...]]:
 def _names(text: str) -> list[str]:
     """Return what a task file defines and carries; parsed only where it is not written line by line."""
     if text.lstrip().startswith("{"):
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506  a safe loader
+        content = yaml.load(text, Loader=_Loader)
         tags = content.get("tag") or []
         names = [content.get("task"), content.get("group"), *([tags] if isinstance(tags, str) else tags)]
         return [name for name in names if isinstance(name, str)]
@@ -132,7 +142,9 @@ def _hub_data(name: str, include_path: str | None, seen: set[str]) -> Iterator[s
         yield from _data_of(_read(path), include_path, seen, path)
 
 
-def _data_of(content: Mapping[str, Any], include_path: str | None, seen: set[str], path: Path) -> Iterator[str]:
+def _data_of(
+    content: Mapping[str, Any], include_path: str | None, seen: set[str], path: Path
+) -> Iterator[str]:
     if isinstance(members := content.get("task"), list):
         for member in members:
             if isinstance(member, str):
@@ -167,7 +179,7 @@ def _named_files(files: Any) -> Iterator[str]:
 def _read(path: Path) -> dict[str, Any]:
     """Return a task file with what it includes; its own keys win."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a safe loader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"lm-eval task file {path} cannot be read: {error}") from error
     if not isinstance(content, dict):

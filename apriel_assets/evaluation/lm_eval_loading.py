@@ -68,7 +68,9 @@ def _present(device: str | None) -> str:
 
 def _set_placement(model: PreTrainedModel, placement: str | Sequence[str]) -> None:
     if not isinstance(model, HybridForCausalLM):
-        raise UserError(f"placement={placement}: {type(model).__name__} has no mixers to choose from; leave it out")
+        raise UserError(
+            f"placement={placement}: {type(model).__name__} has no mixers to choose from; leave it out"
+        )
     if isinstance(placement, str) and placement not in model.placements:
         found = placement_from_map(placement, model.num_layers)
         if found is None:
@@ -104,7 +106,10 @@ def _read_model(pretrained: str, dtype: str, revision: str | None) -> PreTrained
 
 def _is_hybrid(path: Path) -> bool:
     try:
-        return json.loads((path / "config.json").read_text()).get("model_type") == HybridForCausalLM.config_class.model_type
+        return (
+            json.loads((path / "config.json").read_text()).get("model_type")
+            == HybridForCausalLM.config_class.model_type
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"pretrained={path} has no config.json that can be read: {error}") from error
 
@@ -128,14 +133,19 @@ def _read_tokenizer(
 def _tokenizer_of(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     path = expanded(name)
     try:
-        return AutoTokenizer.from_pretrained(str(path) if path.is_dir() else name, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(
+            str(path) if path.is_dir() else name, revision=revision or "main"
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"tokenizer {name} cannot be read: {reason}") from error
 
 
 def answers_scope(
-    pretrained: str | PreTrainedModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **settings: Any
+    pretrained: str | PreTrainedModel,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    **settings: Any,
 ) -> str:
     """Return what decides a model's answers: its weights by content, placement, tokenizer and settings.
 
@@ -143,7 +153,9 @@ def answers_scope(
         UserError: a model in memory, whose weights have no files to name them.
     """
     if not isinstance(pretrained, str):
-        raise UserError("answers of a model in memory are kept in a KeptAnswers whose scope names its version")
+        raise UserError(
+            "answers of a model in memory are kept in a KeptAnswers whose scope names its version"
+        )
     path = expanded(pretrained)
     content = hashlib.sha256()
     for file in sorted({own for pattern in _HASHED for own in path.glob(pattern)}):
@@ -151,7 +163,9 @@ def answers_scope(
             content.update(f"{file.name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
     placement = list(model.placement) if isinstance(model, HybridForCausalLM) else None
     decided = {
-        "weights": content.hexdigest() if path.is_dir() else [pretrained, getattr(model.config, "_commit_hash", None)],
+        "weights": content.hexdigest()
+        if path.is_dir()
+        else [pretrained, getattr(model.config, "_commit_hash", None)],
         "placement": placement,
         "dtype": str(model.dtype),
         "tokenizer": tokenizer_digest(tokenizer),

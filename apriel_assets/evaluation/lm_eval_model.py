@@ -27,7 +27,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.kept_answers import KeptAnswers, request_keys
 from apriel_assets.evaluation.lm_eval_generation import Wanted, complete
-from apriel_assets.evaluation.lm_eval_loading import answers_scope, load_for_harness, say_errors_in_one_line, show_bar
+from apriel_assets.evaluation.lm_eval_loading import (
+    answers_scope,
+    load_for_harness,
+    say_errors_in_one_line,
+    show_bar,
+)
 from apriel_assets.evaluation.log_likelihoods import Request, log_likelihoods
 from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.progress import Progress, silent
@@ -86,14 +91,24 @@ class AprielLM(HFLM):
         Raises:
             UserError: what is wrong with the model, its placement or its tokenizer; an unknown setting.
         """
-        allowed = {"add_bos_token", "prefix_token_id", "enable_thinking", "think_end_token", "chat_template_args"}
+        allowed = {
+            "add_bos_token",
+            "prefix_token_id",
+            "enable_thinking",
+            "think_end_token",
+            "chat_template_args",
+        }
         if unknown := sorted(set(prompting) - allowed):
             raise UserError(f"model_args has {unknown[0]!r}, which apriel does not know; see docs/lm-eval.md")
         model, own = load_for_harness(
             pretrained, placement, tokenizer, device=device, dtype=dtype, revision=revision
         )
-        super().__init__(pretrained=model, tokenizer=own, max_length=max_length, truncation=truncation, **prompting)
-        self._rows = None if batch_size in (None, 1, "1") or str(batch_size).startswith("auto") else int(batch_size)
+        super().__init__(
+            pretrained=model, tokenizer=own, max_length=max_length, truncation=truncation, **prompting
+        )
+        self._rows = (
+            None if batch_size in (None, 1, "1") or str(batch_size).startswith("auto") else int(batch_size)
+        )
         self._seed, self._progress = seed, progress
         # The harness encodes a question's context anew for each of its choices.
         self._context_ids = lru_cache(maxsize=8)(super().tok_encode)
@@ -123,12 +138,12 @@ class AprielLM(HFLM):
         own = self._context_ids(context)
         return own, self.tok_encode(context + continuation)[len(own) :]
 
-    def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
-    ) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return the log-likelihood of each continuation, and whether it is what the model would write."""
         if self.enable_thinking:
-            raise UserError("enable_thinking goes with tasks that generate; this one compares log-likelihoods")
+            raise UserError(
+                "enable_thinking goes with tasks that generate; this one compares log-likelihoods"
+            )
 
         def answer(left: Sequence[Instance], done: Done) -> None:
             self._score([self._tokens(*request.args) for request in left], done)
@@ -165,7 +180,10 @@ class AprielLM(HFLM):
             for position, request in enumerate(left):
                 groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(position)
             for positions in groups.values():
-                self._generate([left[position] for position in positions], lambda i, text, at=positions: done(at[i], text))
+                self._generate(
+                    [left[position] for position in positions],
+                    lambda i, text, at=positions: done(at[i], text),
+                )
 
         return self._answered("generate_until", requests, answer)
 
@@ -268,7 +286,9 @@ class AprielLM(HFLM):
     def _prompt(self, context: str, most: int) -> list[int]:
         bos: str | None = getattr(self.tokenizer, "bos_token", None)
         special = False if has_bos_prefix(context, bos) else self.add_bos_token
-        ids = list(self.tokenizer(context, **({} if special is None else {"add_special_tokens": special})).input_ids)
+        ids = list(
+            self.tokenizer(context, **({} if special is None else {"add_special_tokens": special})).input_ids
+        )
         room = self.max_length - most
         if len(ids) > room:
             if not self.truncation or room < 1:
@@ -281,4 +301,3 @@ class AprielLM(HFLM):
 
     def _budget(self, by_device: Mapping[str, int]) -> int:
         return by_device.get(self.model.device.type, by_device["cpu"])
-

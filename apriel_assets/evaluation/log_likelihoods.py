@@ -243,11 +243,8 @@ def log_likelihoods(
     head: nn.Linear = model.lm_head  # type: ignore[assignment]
     for batch in batches:
         ids = batch.input_ids(batch.shared).to(model.device)
-        if batch.shared:
-            hidden = shares.continued(batch, ids)
-        else:
-            # No mask: mixers are causal and the padding is on the right, so it changes nothing before it.
-            hidden = model.final_hidden_states(ids)
+        # No mask: mixers are causal and the padding is on the right, so it changes nothing before it.
+        hidden = shares.continued(batch, ids) if batch.shared else model.final_hidden_states(ids)
         for position, answer in answer_batch(hidden, head, batch, requests):
             answered(position, answer)
 

@@ -27,7 +27,12 @@ from apriel_assets.tables.schemas import to_table
 
 HUB_QUESTIONS = "HuggingFaceH4/mt_bench_prompts"
 VERSION = "1.0"
-_TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # all other categories: greedy
+_TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "stem": 0.1,
+    "humanities": 0.1,
+}  # all other categories: greedy
 _MOST_TOKENS = 1024  # of an answer
 _ROWS = 32  # answers at once
 _RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
@@ -94,7 +99,8 @@ def evaluate_mt_bench(
     common |= {"filter": "none", "seed": seed}
     said = dict(zip(graded, texts, strict=True))
     samples = [
-        common | _sample(question, answers[one], [said[one, 0], said[one, 1]], [grades[one, 0], grades[one, 1]])
+        common
+        | _sample(question, answers[one], [said[one, 0], said[one, 1]], [grades[one, 0], grades[one, 1]])
         for one, question in enumerate(questions)
     ]
     rows = [common | row for row in _figures(len(questions), grades, judge)]
@@ -112,7 +118,9 @@ def read_questions(file: str | None) -> list[Question]:
     for number, row in enumerate(rows, start=1):
         turns = row.get("turns", row.get("prompt"))
         if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, str) for turn in turns):
-            raise UserError(f"mt_bench: row {number} of {where} has no two turns; it needs turns: [first, second]")
+            raise UserError(
+                f"mt_bench: row {number} of {where} has no two turns; it needs turns: [first, second]"
+            )
         name = row.get("question_id", row.get("prompt_id", number))
         reference = tuple(str(own) for own in row.get("reference") or ())
         questions.append(Question(int(name), str(row.get("category", "")), (turns[0], turns[1]), reference))
@@ -139,7 +147,7 @@ def _hub_rows() -> list[dict[str, Any]]:
         return list(datasets.load_dataset(HUB_QUESTIONS, split="train"))
     except Exception as error:  # datasets raises a dozen types
         raise UserError(
-            f"mt_bench: {HUB_QUESTIONS} cannot be had ({type(error).__name__}); fetch it while online, or give questions"
+            f"mt_bench: {HUB_QUESTIONS} cannot be had ({type(error).__name__}); fetch it online, or give questions"
         ) from error
 
 
@@ -223,9 +231,13 @@ def _figures(
     for metric, values in parts.items():
         given = [value for value in values if value is not None]
         if not given:
-            raise UserError(f"the judge {judge.model} gave no rating; does it follow its instructions? choose another")
+            raise UserError(
+                f"the judge {judge.model} gave no rating; does it follow its instructions? choose another"
+            )
         mean, size = sum(given) / len(given), len(given)
-        error = math.sqrt(sum((value - mean) ** 2 for value in given) / (size - 1) / size) if size > 1 else None
+        error = (
+            math.sqrt(sum((value - mean) ** 2 for value in given) / (size - 1) / size) if size > 1 else None
+        )
         half = None if error is None else _NORMAL_95 * error
         row = {"metric": metric, "value": mean, "stderr": error, "num_samples": size, "num_fewshot": 0}
         row |= {"low": None if half is None else mean - half, "high": None if half is None else mean + half}

@@ -11,8 +11,8 @@ _SYSTEM_TURNS = (
     ', for example: "Rating: [[5]]".\n\n'
 )
 _QUALITIES = (
-    "Your evaluation should consider factors such as the helpfulness, relevance, accuracy, depth, creativity, and level "
-    "of detail of the response."
+    "Your evaluation should consider factors such as the helpfulness, relevance, accuracy, depth, creativity, and "
+    "level of detail of the response."
 )
 _CORRECTNESS = (
     "Your evaluation should consider correctness and helpfulness. You will be given a reference answer and the "
@@ -23,8 +23,8 @@ _CORRECTNESS_TURNS = (
     "assistant's answers."
 )
 _ONE = (
-    "[Instruction]\nPlease act as an impartial judge and evaluate the quality of the response provided by an AI assistant "
-    "to the user question displayed below. {what} Begin your evaluation by {begin}. Be as objective as possible. After "
+    "[Instruction]\nPlease act as an impartial judge and evaluate the quality of the response provided by an AI "
+    "assistant to the user question displayed below. {what} Begin your evaluation by {begin}. Be as objective as possible. After "
     "providing your explanation, you must rate the response on a scale of 1 to 10 by strictly following this format: "
     '"[[rating]]", for example: "Rating: [[5]]".\n\n'
 )
@@ -47,7 +47,11 @@ def judge_messages(
     """
     if turn == 0:
         what, begin = (_CORRECTNESS, _BEGIN_REFERENCE) if reference else (_QUALITIES, _BEGIN)
-        known = f"[The Start of Reference Answer]\n{reference[0]}\n[The End of Reference Answer]\n\n" if reference else ""
+        known = (
+            f"[The Start of Reference Answer]\n{reference[0]}\n[The End of Reference Answer]\n\n"
+            if reference
+            else ""
+        )
         text = (
             f"{_ONE.format(what=what, begin=begin)}[Question]\n{turns[0]}\n\n{known}"
             f"[The Start of Assistant's Answer]\n{answers[0]}\n[The End of Assistant's Answer]"
@@ -60,8 +64,14 @@ def judge_messages(
             f"### User:\n{asked}\n\n### Reference answer:\n{own}"
             for asked, own in zip(turns, (*reference, "")[:2], strict=False)
         ]
-        known = "<|The Start of Reference Answer|>\n\n" + "\n\n".join(pairs) + "\n\n<|The End of Reference Answer|>\n\n\n"
-    talk = [f"### User:\n{asked}\n\n### Assistant A:\n{own}" for asked, own in zip(turns, answers, strict=True)]
+        known = (
+            "<|The Start of Reference Answer|>\n\n"
+            + "\n\n".join(pairs)
+            + "\n\n<|The End of Reference Answer|>\n\n\n"
+        )
+    talk = [
+        f"### User:\n{asked}\n\n### Assistant A:\n{own}" for asked, own in zip(turns, answers, strict=True)
+    ]
     text = (
         f"{known}<|The Start of Assistant A's Conversation with User|>\n\n" + "\n\n".join(talk)
         + "\n\n<|The End of Assistant A's Conversation with User|>"

@@ -24,7 +24,7 @@ def check_own_tokenizer(
     different = [part for part in mine if mine[part] != theirs[part]]
     if different:
         raise UserError(
-            f"{name} is not the tokenizer of {model}: {' and '.join(different)} differ; leave it out, or give the model's"
+            f"{name} is not the tokenizer of {model}: {' and '.join(different)} differ; leave it out"
         )
 
 

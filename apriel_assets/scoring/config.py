@@ -54,7 +54,9 @@ class LooConfig:
             if value is not None and value < 1:
                 raise UserError(f"loo.{name}={value} must be at least 1")
         if self.lm_eval_limit is not None and not isinstance(self.lm_eval_task, str):
-            raise UserError("loo.lm_eval_limit goes with the name of a task; write lm_eval_task: {task: ..., limit: ...}")
+            raise UserError(
+                "loo.lm_eval_limit goes with the name of a task; write lm_eval_task: {task: ..., limit: ...}"
+            )
 
     @property
     def asked(self) -> LmEvalTask:

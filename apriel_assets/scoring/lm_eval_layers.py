@@ -58,10 +58,14 @@ def accuracies_without_layers(
         def loglikelihood(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[Answer]:
             if self.layer is None:
                 tokens = [self._request(*self._tokens(*request.args)) for request in requests]
-                self.scored = answers_without_layers(model, tokens, batch_size=asked.batch_size, progress=progress)
+                self.scored = answers_without_layers(
+                    model, tokens, batch_size=asked.batch_size, progress=progress
+                )
             return self.scored[0 if self.layer is None else self.layer + 1]
 
-        def loglikelihood_rolling(self, requests: "list[Instance]", disable_tqdm: bool = False) -> list[float]:
+        def loglikelihood_rolling(
+            self, requests: "list[Instance]", disable_tqdm: bool = False
+        ) -> list[float]:
             with model.skip_mixers([] if self.layer is None else [self.layer]):
                 return super().loglikelihood_rolling(requests, disable_tqdm)
 

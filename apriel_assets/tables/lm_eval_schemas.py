@@ -11,7 +11,10 @@ LM_EVAL_TABLES: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         "asked": (_TEXT, "task or group of the recipe that the row comes from"),
         "task": (_TEXT, "task of the harness, or the group over its tasks"),
         "metric": (_TEXT, "metric's name in the harness, e.g. acc, exact_match, word_perplexity"),
-        "filter": (_TEXT, "how the answer was taken from the text, where the task has several ways; else none"),
+        "filter": (
+            _TEXT,
+            "how the answer was taken from the text, where the task has several ways; else none",
+        ),
         "num_fewshot": (_INT, "examples in the prompt (null: a group whose tasks differ)"),
         "value": (_FLOAT, "the metric over all samples"),
         "stderr": (_FLOAT, "its standard error by the harness (null: it gives none)"),
@@ -19,7 +22,10 @@ LM_EVAL_TABLES: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         "high": (_FLOAT, "value + 1.96 stderr"),
         "num_samples": (_INT, "documents answered"),
         "higher_is_better": (_BOOL, "null: the harness does not say"),
-        "task_version": (_TEXT, "the task's version in the harness: figures of different ones do not compare"),
+        "task_version": (
+            _TEXT,
+            "the task's version in the harness: figures of different ones do not compare",
+        ),
         "harness_version": (_TEXT, "version of lm-eval"),
         "seed": (_INT, "of the choice of examples and of sampled generation"),
     },

@@ -14,13 +14,19 @@ def question(i: int) -> str:
 def write_tasks(folder: Path, rows: int = 9) -> str:
     """Write the files and return the directory, to be included."""
     content = [
-        {"question": question(i), "choices": CHOICES, "label": i % 3, "answer": f"so {i % 10} ."} for i in range(rows)
+        {"question": question(i), "choices": CHOICES, "label": i % 3, "answer": f"so {i % 10} ."}
+        for i in range(rows)
     ]
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in content))
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}}}
     common = {"test_split": "test", "doc_to_text": "{{question}}", "metadata": {"version": 2.0}, **data}
     accuracy = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
-    choice = {**common, "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "{{label}}"}
+    choice = {
+        **common,
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+    }
     files = {
         "local_choice": {**choice, "metric_list": accuracy, "fewshot_split": "test", "num_fewshot": 2},
         "local_completion": {
@@ -48,7 +54,12 @@ def write_tasks(folder: Path, rows: int = 9) -> str:
             "metric_list": accuracy,
             "dataset_kwargs": {"data_files": {"test": "/no/such.jsonl"}},
         },
-        "local_hub": {**choice, "metric_list": accuracy, "dataset_path": "someone/something", "dataset_kwargs": {}},
+        "local_hub": {
+            **choice,
+            "metric_list": accuracy,
+            "dataset_path": "someone/something",
+            "dataset_kwargs": {},
+        },
     }
     for name, own in files.items():
         (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **own}))

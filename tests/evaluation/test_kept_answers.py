@@ -25,9 +25,13 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
 
 
 def test_an_exception_leaves_the_answers_on_disk(tmp_path):
-    with pytest.raises(KeyboardInterrupt), KeptAnswers(tmp_path, "one") as kept:
-        kept.add("a", 1)
-        raise KeyboardInterrupt
+    def interrupted():
+        with KeptAnswers(tmp_path, "one") as kept:
+            kept.add("a", 1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert KeptAnswers(tmp_path, "one").load() == {"a": 1}
 
 

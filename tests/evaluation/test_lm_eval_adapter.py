@@ -65,13 +65,20 @@ def test_a_group_has_rows_of_its_own_and_of_its_tasks(model, tokenizer, folder):
         ("local_group", "acc"), ("local_choice", "acc"), ("local_completion", "acc"), ("local_completion", "perplexity")
     }  # fmt: skip
     for row in figures.values():
-        assert (row["model"], row["placement"], row["asked"], row["seed"]) == ("h4", ["fa", "fa"], "local_group", 3)
+        assert (row["model"], row["placement"], row["asked"], row["seed"]) == (
+            "h4",
+            ["fa", "fa"],
+            "local_group",
+            3,
+        )
     own = figures["local_choice", "acc"]
     assert (own["num_samples"], own["num_fewshot"], own["task_version"]) == (6, 2, "2.0")
     assert own["higher_is_better"] is True
     assert own["harness_version"]
     assert own["stderr"] == pytest.approx((own["value"] * (1 - own["value"]) / 5) ** 0.5)
-    assert [own["high"] - own["value"], own["value"] - own["low"]] == pytest.approx([1.96 * own["stderr"]] * 2)
+    assert [own["high"] - own["value"], own["value"] - own["low"]] == pytest.approx(
+        [1.96 * own["stderr"]] * 2
+    )
     assert figures["local_group", "acc"]["num_samples"] == 12
     assert {row["task"] for row in rows["lm_eval_samples"]} == {"local_choice", "local_completion"}
 
@@ -83,7 +90,9 @@ def test_samples_say_what_was_asked_and_answered(model, tokenizer, folder):
     assert choice[0]["prompt"].count("ask a ?") == 2
     assert [own.strip() for own in json.loads(choice[0]["continuations"])] == CHOICES
     assert len(json.loads(choice[0]["responses"])) == 3
-    written = run(model, tokenizer, folder, "local_writing", limit=2, gen_kwargs={"max_gen_toks": 2})["lm_eval_samples"]
+    written = run(model, tokenizer, folder, "local_writing", limit=2, gen_kwargs={"max_gen_toks": 2})[
+        "lm_eval_samples"
+    ]
     assert written[0]["continuations"] is None
     assert len(json.loads(written[0]["responses"])[0][0].split()) <= 2
     rolling = run(model, tokenizer, folder, "local_rolling", limit=1)["lm_eval_samples"]
@@ -98,7 +107,9 @@ def test_our_procedural_tasks_are_tasks_of_the_harness(tokenizer):
     rows = run(teacher, tokenizer, None, "apriel_recall", limit=20)
     assert [(row["metric"], row["num_samples"]) for row in rows["lm_evals"]] == [("accuracy", 20)]
     assert rows["lm_evals"][0]["value"] >= 0.9
-    far = run(teacher, tokenizer, None, "apriel_needle_1k", metadata={"knobs": {"words": 64}, "num_problems": 3})
+    far = run(
+        teacher, tokenizer, None, "apriel_needle_1k", metadata={"knobs": {"words": 64}, "num_problems": 3}
+    )
     assert len(far["lm_eval_samples"]) == 3
     assert {len(row["prompt"].split()) for row in far["lm_eval_samples"]} == {64}
 
@@ -141,6 +152,8 @@ def test_a_request_that_does_not_fit_is_refused(tiny_llama, tokenizer, folder):
 
 
 def test_a_missing_harness_names_the_extra(model, tokenizer, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lm_eval" else sys.modules[name].__spec__)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "lm_eval" else sys.modules[name].__spec__
+    )
     with pytest.raises(UserError, match=r"apriel-assets\[lm-eval\]"):
         run(model, tokenizer, None)

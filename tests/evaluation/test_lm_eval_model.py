@@ -60,7 +60,9 @@ def requests(kind, *arguments):
 @pytest.mark.parametrize("placement", ["all_fa", "mixed"])
 @pytest.mark.parametrize("task", KINDS)
 @pytest.mark.parametrize("least_saved", [1, 10**9])
-def test_equals_the_harness_own_adapter(hybrids, tokenizer, folder, task, placement, least_saved, monkeypatch):
+def test_equals_the_harness_own_adapter(
+    hybrids, tokenizer, folder, task, placement, least_saved, monkeypatch
+):
     """With shared prefills (1) and without (10**9); each request's answer and each metric."""
     monkeypatch.setitem(log_likelihoods._LEAST_SAVED, "cpu", least_saved)
     asked = LmEvalTask(task=task, include_path=folder)
@@ -83,7 +85,12 @@ def test_equals_the_harness_own_adapter(hybrids, tokenizer, folder, task, placem
 @torch.no_grad()
 def test_log_likelihood_by_the_definition(hybrids, llama, tokenizer):
     lm = AprielLM(hybrids["all_fa"], tokenizer=tokenizer)
-    pairs = [("copy : b c d", " . start at c"), ("copy : b c d", " ."), ("", "copy : b"), ("so", " the answer is")]
+    pairs = [
+        ("copy : b c d", " . start at c"),
+        ("copy : b c d", " ."),
+        ("", "copy : b"),
+        ("so", " the answer is"),
+    ]
     found = lm.loglikelihood(requests("loglikelihood", *pairs))
     for (context, continuation), (total, greedy) in zip(pairs, found, strict=True):
         start = tokenizer(context).input_ids if context else [tokenizer.bos_token_id]
@@ -96,7 +103,9 @@ def test_log_likelihood_by_the_definition(hybrids, llama, tokenizer):
 
 def test_rolling_takes_windows_that_fit(hybrids, tokenizer):
     text = " ".join(["so we get 3 then 4 ."] * 60)  # 420 tokens, 192 positions
-    ours = AprielLM(hybrids["all_fa"], tokenizer=tokenizer).loglikelihood_rolling(requests("rolling", (text,)))
+    ours = AprielLM(hybrids["all_fa"], tokenizer=tokenizer).loglikelihood_rolling(
+        requests("rolling", (text,))
+    )
     theirs = HFLM(pretrained=hybrids["all_fa"], tokenizer=tokenizer, max_length=192, batch_size=2)
     assert ours == pytest.approx(theirs.loglikelihood_rolling(requests("rolling", (text,))), abs=1e-3)
     assert len(tokenizer(text).input_ids) > 2 * 192
@@ -131,7 +140,9 @@ def test_samples_hang_on_seed_and_request_alone(hybrids, tokenizer):
 def test_what_does_not_fit_is_refused_in_one_line_or_cut_on_the_left(hybrids, tokenizer):
     long = " ".join(["3"] * 194)
     lm = AprielLM(hybrids["all_fa"], tokenizer=tokenizer)
-    with pytest.raises(UserError, match=r"195 \+ 1 tokens is longer than the model's 192 positions; give fewer"):
+    with pytest.raises(
+        UserError, match=r"195 \+ 1 tokens is longer than the model's 192 positions; give fewer"
+    ):
         lm.loglikelihood(requests("l", (long, " 4")))
     with pytest.raises(UserError, match="195 tokens and 8 to write are more than the model's 192 positions"):
         lm.generate_until(requests("g", (long, {"until": [], "max_gen_toks": 8})))
@@ -142,12 +153,14 @@ def test_what_does_not_fit_is_refused_in_one_line_or_cut_on_the_left(hybrids, to
     assert cutting.generate_until(requests("g", (long, {"until": [], "max_gen_toks": 8})))
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 @pytest.mark.parametrize("task", KINDS)
-def test_an_interrupted_eval_goes_on_from_the_kept_answers(hybrids, tokenizer, folder, task, tmp_path, monkeypatch):
+def test_an_interrupted_eval_goes_on_from_the_kept_answers(
+    hybrids, tokenizer, folder, task, tmp_path, monkeypatch
+):
     monkeypatch.setitem(lm_eval_model._GENERATED_ROWS, "cpu", 3)
     monkeypatch.setitem(lm_eval_model._BATCH_TOKENS, "cpu", 120)
     asked = LmEvalTask(task=task, include_path=folder)
@@ -157,7 +170,7 @@ def test_an_interrupted_eval_goes_on_from_the_kept_answers(hybrids, tokenizer, f
         def progress(done, total, **_):
             answered.append(done)
             if len(answered) >= most:
-                raise Killed
+                raise KilledError
 
         answered.clear()
         kept = KeptAnswers(tmp_path / "kept", scope)
@@ -166,7 +179,7 @@ def test_an_interrupted_eval_goes_on_from_the_kept_answers(hybrids, tokenizer, f
 
     whole = run("other model")
     total = len(answered)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run("model", most=total // 2)
     kept = len(answered)
     assert 0 < kept < total
@@ -206,7 +219,9 @@ def test_a_plain_model_with_other_attention_is_answered_too(tokenizer, tmp_path)
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    plain = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64))
+    plain = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    )
     plain.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     asked = requests("l", ("copy : b c d", " . start at c"), ("copy : b c d", " ."))
@@ -237,7 +252,9 @@ def test_another_tokenizer_or_chat_template_is_refused(checkpoint, tokenizer, tm
 
 def test_a_checkpoint_without_tokenizer_asks_for_its_teachers(hybrids, tokenizer, tmp_path):
     hybrids["all_fa"].save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match="holds no tokenizer; give the one of its teacher: tokenizer=DIRECTORY"):
+    with pytest.raises(
+        UserError, match="holds no tokenizer; give the one of its teacher: tokenizer=DIRECTORY"
+    ):
         AprielLM(str(tmp_path / "bare"))
     tokenizer.save_pretrained(tmp_path / "words")
     assert AprielLM(str(tmp_path / "bare"), tokenizer=str(tmp_path / "words")).tokenizer_name
@@ -270,8 +287,8 @@ def run_lm_eval(tmp_path, *arguments):
 def test_the_command_line_knows_model_placement_and_tasks(checkpoint, tmp_path):
     out = tmp_path / "out"
     ran = run_lm_eval(
-        tmp_path, "--model", "apriel", "--model_args", f"pretrained={checkpoint},placement=slow,kept={tmp_path / 'kept'}",
-        "--tasks", "apriel_recall", "--limit", "5", "--output_path", out, "--log_samples",
+        tmp_path, "--model", "apriel",
+        "--model_args", f"pretrained={checkpoint},placement=slow,kept={tmp_path / 'kept'}", "--tasks", "apriel_recall", "--limit", "5", "--output_path", out, "--log_samples",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     (results,) = out.rglob("results_*.json")
@@ -279,8 +296,11 @@ def test_the_command_line_knows_model_placement_and_tasks(checkpoint, tmp_path):
     assert found["sample_len"] == 5
     assert list((tmp_path / "kept").rglob("*.jsonl"))
     wrong = run_lm_eval(
-        tmp_path, "--model", "apriel", "--model_args", f"pretrained={checkpoint},placement=fast", "--tasks", "apriel_recall"
+        tmp_path, "--model", "apriel", "--model_args", f"pretrained={checkpoint},placement=fast",
+        "--tasks", "apriel_recall",
     )  # fmt: skip
     assert wrong.returncode == 2
-    assert wrong.stderr.rstrip().splitlines()[-1].startswith("apriel: placement=fast is neither a name (slow)")
+    assert (
+        wrong.stderr.rstrip().splitlines()[-1].startswith("apriel: placement=fast is neither a name (slow)")
+    )
     assert "Traceback" not in wrong.stderr

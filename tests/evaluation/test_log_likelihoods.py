@@ -24,7 +24,10 @@ def choices(question, answers):
 
 def test_last_tokens_of_one_context_share_a_row():
     rows = make_rows(choices((1, 2), [(3,), (4,), (5, 6), (5, 7)]))
-    assert [(row.tokens[-2:], row.asked, row.first) for row in rows] == [((1, 2), [0, 1], 41), ((2, 5), [2, 3], 41)]
+    assert [(row.tokens[-2:], row.asked, row.first) for row in rows] == [
+        ((1, 2), [0, 1], 41),
+        ((2, 5), [2, 3], 41),
+    ]
 
 
 def test_rows_that_begin_alike_share_what_predicts_nothing():
@@ -85,7 +88,10 @@ def test_shared_prefills_change_no_answer(tiny_llama, mixers, monkeypatch):
     rng = random.Random(0)
     base = [rng.randrange(3, 60) for _ in range(50)]
     requests = [
-        Request((*base, *(rng.randrange(3, 60) for _ in range(rng.randint(0, 9)))), tuple(rng.choices(range(3, 60), k=n)))
+        Request(
+            (*base, *(rng.randrange(3, 60) for _ in range(rng.randint(0, 9)))),
+            tuple(rng.choices(range(3, 60), k=n)),
+        )
         for n in (1, 2, 5, 1, 3, 4)
     ]
     found = {}

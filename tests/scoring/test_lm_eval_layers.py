@@ -23,7 +23,9 @@ NUM_LAYERS = 4
 
 @pytest.fixture(scope="module")
 def model_and_tokenizer():
-    return HybridForCausalLM.from_teacher(make_llama(seed=1, num_hidden_layers=NUM_LAYERS)).eval(), build_tokenizer()
+    return HybridForCausalLM.from_teacher(
+        make_llama(seed=1, num_hidden_layers=NUM_LAYERS)
+    ).eval(), build_tokenizer()
 
 
 @pytest.fixture
@@ -66,7 +68,9 @@ def test_layers_below_the_missing_one_are_not_computed_again(model_and_tokenizer
     model, _ = model_and_tokenizer
     seen = []
     with count_layers(model) as counts:
-        answers_without_layers(model, drawn(), batch_size=3, progress=lambda done, total: seen.append((done, total)))
+        answers_without_layers(
+            model, drawn(), batch_size=3, progress=lambda done, total: seen.append((done, total))
+        )
     batches = 2
     assert counts.mixers == batches * (NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1) // 2)
     assert counts.decoder_layers == batches * (NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS + 1) // 2)
@@ -100,7 +104,9 @@ def test_the_ranking_is_by_accuracy_lost(model_and_tokenizer, folder):
     model, tokenizer = model_and_tokenizer
     asked = LmEvalTask(task="local_choice", include_path=folder)
     problems = make_problems(TaskSpec(name="recall"), "validation", 4, seed=0)
-    rows = score_layers(model, tokenizer, problems, LooConfig(metric="lm_eval", lm_eval_task=asked)).to_pylist()
+    rows = score_layers(
+        model, tokenizer, problems, LooConfig(metric="lm_eval", lm_eval_task=asked)
+    ).to_pylist()
     whole, without = accuracies_without_layers(model, tokenizer, asked)
     assert [row["accuracy"] for row in rows] == without
     assert [row["importance"] for row in rows] == [whole - accuracy for accuracy in without]

@@ -9,7 +9,14 @@ from itertools import product
 from random import Random
 from typing import NamedTuple
 
-from apriel_assets.evaluation.tasks.procedural import CONNECTORS, FINALS, SEPARATORS, Knob, ProceduralTask, Range
+from apriel_assets.evaluation.tasks.procedural import (
+    CONNECTORS,
+    FINALS,
+    SEPARATORS,
+    Knob,
+    ProceduralTask,
+    Range,
+)
 from apriel_assets.evaluation.tasks.vocabulary import FILLERS, LETTERS
 
 _KEY_LETTERS = 3
@@ -38,7 +45,9 @@ class NeedleInNoise(ProceduralTask[Needle]):
     def draw(self, rng: Random, knobs: Mapping[str, Range]) -> Needle:
         key = tuple(rng.choice(LETTERS) for _ in range(_KEY_LETTERS))
         value = tuple(rng.randrange(10) for _ in range(3))
-        return Needle(rng.randint(*knobs["words"]), key, value, rng.randint(*knobs["depth"]), rng.getrandbits(32))
+        return Needle(
+            rng.randint(*knobs["words"]), key, value, rng.randint(*knobs["depth"]), rng.getrandbits(32)
+        )
 
     def identity(self, content: Needle) -> object:
         return list(content)
@@ -82,7 +91,9 @@ class MultiKey(ProceduralTask[ManyPairs]):
 
     def draw(self, rng: Random, knobs: Mapping[str, Range]) -> ManyPairs:
         words, queries = rng.randint(*knobs["words"]), rng.randint(*knobs["queries"])
-        return ManyPairs(words, tuple(rng.sample(range(_num_pairs(words, queries)), queries)), rng.getrandbits(32))
+        return ManyPairs(
+            words, tuple(rng.sample(range(_num_pairs(words, queries)), queries)), rng.getrandbits(32)
+        )
 
     def identity(self, content: ManyPairs) -> object:
         return [content.words, sorted(content.asked), content.pairs]
@@ -93,7 +104,9 @@ class MultiKey(ProceduralTask[ManyPairs]):
 
     def trace(self, content: ManyPairs, rng: Random) -> str:
         final, connector, separator = rng.choice(FINALS), rng.choice(CONNECTORS), rng.choice(SEPARATORS)
-        return f"{final} {separator.join(f'{key}{connector}{value}' for key, value in self._asked(content))} ."
+        return (
+            f"{final} {separator.join(f'{key}{connector}{value}' for key, value in self._asked(content))} ."
+        )
 
     def answer(self, content: ManyPairs) -> str:
         return " ".join(f"{key} {value}" for key, value in self._asked(content))
@@ -112,7 +125,7 @@ class MultiKey(ProceduralTask[ManyPairs]):
 
 def _num_pairs(words: int, queries: int) -> int:
     """Return how many pairs of six words, comma included, fill a prompt."""
-    return (words - len("recall : . ask ?".split()) - queries * _KEY_LETTERS + 1) // (_KEY_LETTERS + 3)
+    return (words - len(["recall", ":", ".", "ask", "?"]) - queries * _KEY_LETTERS + 1) // (_KEY_LETTERS + 3)
 
 
 @lru_cache(maxsize=4)
