@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 Answer = tuple[float, bool]
 """Log-probability of a continuation, nats, and whether each of its tokens is the likeliest."""
 
-# Tokens that rows must save together for their shared beginning to be read apart: that is one more call of the model,
-# and smaller batches, which a GPU minds more.
-_LEAST_SAVED = {"cpu": 256, "cuda": 16384}
+# What one more call of the model costs, in tokens that are read instead: its weights are read again (by the device's
+# FLOP per byte), and each layer takes about a millisecond to be called twice (by its FLOP/s and the model's size).
+_TOKENS_PER_CALL = {"cpu": 16, "cuda": 512}
+_FLOP_PER_S = {"cpu": 5e10, "cuda": 3e14}
+_SECONDS_PER_LAYER = 1e-3
 _COPIED_TOKENS = 16  # copies of shared tokens in a batch's cache, over the tokens that a batch may read
 # Logits per chunk: as many as a CPU cache holds, more on a GPU.
 _CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}
@@ -219,6 +221,13 @@ def token_log_probs(hidden_states: Tensor, head: nn.Linear, targets: Tensor) -> 
     return torch.cat(log_probs), torch.cat(is_top)
 
 
+def least_saved(model: "HybridForCausalLM") -> int:
+    """Return how many tokens rows must save together for their shared beginning to be worth a call of its own."""
+    device = model.device.type if model.device.type in _FLOP_PER_S else "cpu"
+    tokens_per_s = _FLOP_PER_S[device] / (2 * model.num_parameters())
+    return _TOKENS_PER_CALL[device] + round(model.num_layers * _SECONDS_PER_LAYER * tokens_per_s)
+
+
 @torch.inference_mode()
 def log_likelihoods(
     model: "HybridForCausalLM",
@@ -237,8 +246,7 @@ def log_likelihoods(
         max_rows: rows at once; None: as `max_tokens` allows.
         answered: called once a request, in no order.
     """
-    least_saved = _LEAST_SAVED.get(model.device.type, _LEAST_SAVED["cpu"])
-    batches = plan_batches(make_rows(requests), max_tokens, max_rows, least_saved)
+    batches = plan_batches(make_rows(requests), max_tokens, max_rows, least_saved(model))
     shares = _SharedPrefill(model)
     head: nn.Linear = model.lm_head  # type: ignore[assignment]
     for batch in batches:

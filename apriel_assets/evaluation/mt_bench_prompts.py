@@ -24,9 +24,9 @@ _CORRECTNESS_TURNS = (
 )
 _ONE = (
     "[Instruction]\nPlease act as an impartial judge and evaluate the quality of the response provided by an AI "
-    "assistant to the user question displayed below. {what} Begin your evaluation by {begin}. Be as objective as possible. After "
-    "providing your explanation, you must rate the response on a scale of 1 to 10 by strictly following this format: "
-    '"[[rating]]", for example: "Rating: [[5]]".\n\n'
+    "assistant to the user question displayed below. {what} Begin your evaluation by {begin}. Be as objective as "
+    "possible. After providing your explanation, you must rate the response on a scale of 1 to 10 by strictly "
+    'following this format: "[[rating]]", for example: "Rating: [[5]]".\n\n'
 )
 _BEGIN = "providing a short explanation"
 _BEGIN_REFERENCE = (

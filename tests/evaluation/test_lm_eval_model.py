@@ -64,7 +64,7 @@ def test_equals_the_harness_own_adapter(
     hybrids, tokenizer, folder, task, placement, least_saved, monkeypatch
 ):
     """With shared prefills (1) and without (10**9); each request's answer and each metric."""
-    monkeypatch.setitem(log_likelihoods._LEAST_SAVED, "cpu", least_saved)
+    monkeypatch.setattr(log_likelihoods, "least_saved", lambda model: least_saved)
     asked = LmEvalTask(task=task, include_path=folder)
     model = hybrids[placement]
     ours = run_loaded(load_tasks(tokenizer, asked, seed=0), AprielLM(model, tokenizer=tokenizer), asked)
@@ -288,7 +288,8 @@ def test_the_command_line_knows_model_placement_and_tasks(checkpoint, tmp_path):
     out = tmp_path / "out"
     ran = run_lm_eval(
         tmp_path, "--model", "apriel",
-        "--model_args", f"pretrained={checkpoint},placement=slow,kept={tmp_path / 'kept'}", "--tasks", "apriel_recall", "--limit", "5", "--output_path", out, "--log_samples",
+        "--model_args", f"pretrained={checkpoint},placement=slow,kept={tmp_path / 'kept'}",
+        "--tasks", "apriel_recall", "--limit", "5", "--output_path", out, "--log_samples",
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
     (results,) = out.rglob("results_*.json")
@@ -304,3 +305,31 @@ def test_the_command_line_knows_model_placement_and_tasks(checkpoint, tmp_path):
         wrong.stderr.rstrip().splitlines()[-1].startswith("apriel: placement=fast is neither a name (slow)")
     )
     assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("placement", ["all_fa", "mixed"])
+def test_the_decode_runner_writes_the_same_texts(hybrids, tokenizer, placement, monkeypatch):
+    """What a GPU does: slices of tokens by the runner, stop strings looked for in between."""
+    from apriel_assets.evaluation import lm_eval_generation
+
+    contexts = [
+        "copy : b c",
+        "recall : k = 3 , b = 4 . ask k ?",
+        "so",
+        "pick : f k q b . item 2 ?",
+        "we get 3",
+    ]
+    settings = {"until": ["is", " then the"], "max_gen_toks": 21}
+    lm = AprielLM(hybrids[placement], tokenizer=tokenizer, batch_size=3)
+    asked = requests("g", *((context, settings) for context in contexts))
+    expected = lm.generate_until(asked)
+    assert any(len(text.split()) > 17 for text in expected), "the test needs more than one slice"
+    runners = []
+
+    def on_runner(model, prompts, wanted):
+        runners.append(len(prompts))
+        return True
+
+    monkeypatch.setattr(lm_eval_generation, "_runs_on_runner", on_runner)
+    assert lm.generate_until(asked) == expected
+    assert runners == [3, 2]

@@ -95,7 +95,7 @@ def test_shared_prefills_change_no_answer(tiny_llama, mixers, monkeypatch):
         for n in (1, 2, 5, 1, 3, 4)
     ]
     found = {}
-    monkeypatch.setitem(module._LEAST_SAVED, "cpu", 200)
+    monkeypatch.setattr(module, "least_saved", lambda model: 200)
     log_likelihoods(model, requests, max_tokens=60, answered=lambda i, answer: found.update({i: answer}))
     assert plan_batches(make_rows(requests), 60, None, least_saved=200)[0].shared == 49
     for position, request in enumerate(requests):
