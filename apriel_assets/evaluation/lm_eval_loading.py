@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.own_tokenizer import check_own_tokenizer, tokenizer_digest
+from apriel_assets.evaluation.own_tokenizer import check_own_tokenizer, has_tokenizer, tokenizer_digest
 from apriel_assets.hybrid.any_checkpoint import load_any
 from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.hybrid.placement import placement_from_map
@@ -21,7 +21,6 @@ from apriel_assets.hybrid.teacher import check_teacher
 from apriel_assets.paths import expanded
 from apriel_assets.progress import Progress
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _HASHED = ("*.safetensors", "*.json", "*.bin", "*.model", "*.jinja")
 
 
@@ -118,7 +117,7 @@ def _read_tokenizer(
     pretrained: str, given: str | PreTrainedTokenizerBase | None, revision: str | None
 ) -> PreTrainedTokenizerBase:
     path = expanded(pretrained)
-    has_own = not path.is_dir() or any((path / name).is_file() for name in _TOKENIZER_FILES)
+    has_own = not path.is_dir() or has_tokenizer(path)
     own = _tokenizer_of(str(path) if path.is_dir() else pretrained, revision) if has_own else None
     other = _tokenizer_of(given, None) if isinstance(given, str) else given
     if own is None and other is None:

@@ -72,11 +72,10 @@ class AprielLM(HFLM):
         """
         Args:
             pretrained: a checkpoint's directory, a hub id, or a model in memory.
-            placement: a named placement, or a layer map: mixers, or their letters as in FFMMFF; None: the
-                checkpoint's active one.
+            placement: a name, or a layer map: mixers, or letters as in FFMMFF; None: the active one.
             tokenizer: where the checkpoint has none; another one than its own is refused.
-            batch_size: rows at once; None, "auto" or 1, which is lm-eval's default: as many as keep the device busy.
-            max_batch_size: lm-eval gives it; not used.
+            batch_size: rows at once; None, "auto" or 1, lm-eval's default: as many as keep the device busy.
+            max_batch_size: not used; lm-eval gives it.
             max_length: positions of the model to use; None: all that it has.
             truncation: cut contexts that do not fit on the left, as HFLM does; False: refuse them.
             device: None: a GPU if there is one.
@@ -85,8 +84,7 @@ class AprielLM(HFLM):
             kept: a directory in which answers are kept for a run that goes on; None: they are not.
             seed: of sampled generation.
             progress: called with answered and all requests.
-            prompting: HFLM's own settings of prompts: add_bos_token, prefix_token_id, enable_thinking,
-                think_end_token, chat_template_args.
+            prompting: HFLM's settings of prompts: add_bos_token, prefix_token_id, enable_thinking and its like.
 
         Raises:
             UserError: what is wrong with the model, its placement or its tokenizer; an unknown setting.
@@ -258,7 +256,6 @@ class AprielLM(HFLM):
         most, temperature = settings.pop("max_gen_toks"), float(settings.get("temperature") or 0.0)
         known = _OURS if temperature else _OURS | _MOOT_IF_GREEDY
         if set(settings) - known or not isinstance(self.model, HybridForCausalLM):
-            # What else there is in a generation, transformers' own does.
             for position, text in enumerate(super().generate_until(list(requests), disable_tqdm=True)):
                 done(position, text)
             return

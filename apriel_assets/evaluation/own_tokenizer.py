@@ -5,11 +5,14 @@ Another one with as many tokens runs without complaint and gives figures that me
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 def check_own_tokenizer(
@@ -26,6 +29,27 @@ def check_own_tokenizer(
         raise UserError(
             f"{name} is not the tokenizer of {model}: {' and '.join(different)} differ; leave it out"
         )
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Return whether a directory holds a tokenizer's files."""
+    return any((path / name).is_file() for name in _FILES)
+
+
+def check_directory_tokenizer(path: Path, used: PreTrainedTokenizerBase, whose: str) -> None:
+    """Check that a checkpoint's own tokenizer, if it comes with one, is the one that it is evaluated with.
+
+    Raises:
+        UserError: it is another one, or cannot be read.
+    """
+    if not has_tokenizer(path):
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"checkpoint {path}: its tokenizer cannot be read: {reason}") from error
+    check_own_tokenizer(own, used, f"that of {whose}", str(path))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
