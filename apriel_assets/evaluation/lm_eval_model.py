@@ -101,12 +101,10 @@ class AprielLM(HFLM):
         model, own = load_for_harness(
             pretrained, placement, tokenizer, device=device, dtype=dtype, revision=revision
         )
-        super().__init__(
-            pretrained=model, tokenizer=own, max_length=max_length, truncation=truncation, **prompting
-        )
-        self._rows = (
-            None if batch_size in (None, 1, "1") or str(batch_size).startswith("auto") else int(batch_size)
-        )
+        is_auto = batch_size in (None, 1, "1") or str(batch_size).startswith("auto")
+        self._rows = None if is_auto else int(batch_size)  # type: ignore[arg-type]
+        prompting |= {"max_length": max_length, "truncation": truncation}
+        super().__init__(pretrained=model, tokenizer=own, batch_size=self._rows or 16, **prompting)
         self._seed, self._progress = seed, progress
         # The harness encodes a question's context anew for each of its choices.
         self._context_ids = lru_cache(maxsize=8)(super().tok_encode)
