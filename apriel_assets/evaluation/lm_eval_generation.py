@@ -19,6 +19,9 @@ from apriel_assets.hybrid.model import HybridForCausalLM
 
 _SLICE_TOKENS = 16  # that the runner writes between two looks
 _LEAST_RUNNER_ROWS = 4  # a graph is captured for each batch size: not for a few rows
+# Unless a batch size is given: rows that keep the device busy, and tokens that their caches may hold together.
+_ROWS = {"cpu": 64, "cuda": 256}
+_CACHED_TOKENS = {"cpu": 2**16, "cuda": 2**19}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +41,7 @@ def complete(
     numbers: Sequence[int],
     wanted: Wanted,
     *,
-    rows: int,
+    rows: int | None,
     done: Callable[[int, list[int]], None],
 ) -> None:
     """Complete every prompt; `done` is called with its position and the new tokens, which may go on behind the end.
@@ -49,13 +52,14 @@ def complete(
         prompts: token ids.
         numbers: what each prompt's randomness hangs on, beside the seed.
         wanted: the settings of all of them.
-        rows: prompts at once.
+        rows: prompts at once; None: as many as keep the device busy and do not fill its memory.
         done: called once a prompt, longest prompts first.
     """
     order = sorted(range(len(prompts)), key=lambda position: -len(prompts[position]))
     runner: DecodeRunner | None = None
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
+    while order:
+        size = rows or _rows_at_once(model.device.type, len(prompts[order[0]]) + wanted.max_new_tokens)
+        batch, order = order[:size], order[size:]
         own = [prompts[position] for position in batch]
         if _runs_on_runner(model, own, wanted):
             runner = _runner(model, runner, own, wanted)
@@ -75,6 +79,12 @@ def complete(
             texts = [completion.token_ids for (completion,) in completions]
         for position, tokens in zip(batch, texts, strict=True):
             done(position, tokens)
+
+
+def _rows_at_once(device: str, tokens: int) -> int:
+    """Return how many rows of this many tokens go together."""
+    device = device if device in _ROWS else "cpu"
+    return max(1, min(_ROWS[device], _CACHED_TOKENS[device] // tokens))
 
 
 def _runs_on_runner(model: HybridForCausalLM, prompts: Sequence[Sequence[int]], wanted: Wanted) -> bool:

@@ -37,9 +37,8 @@ from apriel_assets.evaluation.log_likelihoods import Request, log_likelihoods
 from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.progress import Progress, silent
 
-# What the model reads or writes at once, unless a batch size is given: as many rows as keep it busy.
+# What the model reads at once, unless a batch size is given: as much as keeps it busy.
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
-_GENERATED_ROWS = {"cpu": 64, "cuda": 256}
 # Settings of a generation that ours knows, or that mean nothing to greedy decoding.
 _OURS = {"do_sample", "temperature"}
 _MOOT_IF_GREEDY = {"top_p", "top_k", "min_p"}
@@ -215,7 +214,7 @@ class AprielLM(HFLM):
         log_likelihoods(
             self.model,
             [self._request(context, continuation) for context, continuation in requests],
-            max_tokens=self._budget(_BATCH_TOKENS),
+            max_tokens=_BATCH_TOKENS.get(self.model.device.type, _BATCH_TOKENS["cpu"]),
             max_rows=self._rows,
             answered=done,
         )
@@ -265,7 +264,7 @@ class AprielLM(HFLM):
             [self._prompt(request.args[0], most) for request in requests],
             [zlib.crc32(key.encode()) for key in keys],
             Wanted(max_new_tokens=most, temperature=temperature, stop_strings=tuple(until), seed=self._seed),
-            rows=self._rows or self._budget(_GENERATED_ROWS),
+            rows=self._rows,
             done=lambda position, tokens: done(position, self._cut(tokens, until)),
         )
 
@@ -293,6 +292,3 @@ class AprielLM(HFLM):
                 )
             ids = ids[-room:]
         return ids
-
-    def _budget(self, by_device: Mapping[str, int]) -> int:
-        return by_device.get(self.model.device.type, by_device["cpu"])

@@ -25,8 +25,9 @@ _TOKENS_PER_CALL = {"cpu": 16, "cuda": 512}
 _FLOP_PER_S = {"cpu": 5e10, "cuda": 3e14}
 _SECONDS_PER_LAYER = 1e-3
 _COPIED_TOKENS = 16  # copies of shared tokens in a batch's cache, over the tokens that a batch may read
-# Logits per chunk: as many as a CPU cache holds, more on a GPU.
+# Logits per chunk: as many as a CPU cache holds, more on a GPU; but with fewer tokens the product takes twice as long.
 _CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}
+_LEAST_CHUNK = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,8 @@ def token_log_probs(hidden_states: Tensor, head: nn.Linear, targets: Tensor) -> 
         head: the LM head.
         targets: token ids, `[tokens]`.
     """
-    size = max(1, _CHUNK_LOGITS.get(hidden_states.device.type, _CHUNK_LOGITS["cpu"]) // head.out_features)
+    logits_at_once = _CHUNK_LOGITS.get(hidden_states.device.type, _CHUNK_LOGITS["cpu"])
+    size = max(_LEAST_CHUNK, logits_at_once // head.out_features)
     log_probs, is_top = [], []
     for start in range(0, len(hidden_states), size):
         chunk = slice(start, start + size)

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation import lm_eval_model, log_likelihoods
+from apriel_assets.evaluation import lm_eval_generation, lm_eval_model, log_likelihoods
 from apriel_assets.evaluation.kept_answers import KeptAnswers
 from apriel_assets.evaluation.lm_eval_adapter import load_tasks, run_loaded
 from apriel_assets.evaluation.lm_eval_config import LmEvalTask
@@ -161,7 +161,7 @@ class KilledError(Exception):
 def test_an_interrupted_eval_goes_on_from_the_kept_answers(
     hybrids, tokenizer, folder, task, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(lm_eval_model._GENERATED_ROWS, "cpu", 3)
+    monkeypatch.setitem(lm_eval_generation._ROWS, "cpu", 3)
     monkeypatch.setitem(lm_eval_model._BATCH_TOKENS, "cpu", 120)
     asked = LmEvalTask(task=task, include_path=folder)
     answered = []
@@ -310,8 +310,6 @@ def test_the_command_line_knows_model_placement_and_tasks(checkpoint, tmp_path):
 @pytest.mark.parametrize("placement", ["all_fa", "mixed"])
 def test_the_decode_runner_writes_the_same_texts(hybrids, tokenizer, placement, monkeypatch):
     """What a GPU does: slices of tokens by the runner, stop strings looked for in between."""
-    from apriel_assets.evaluation import lm_eval_generation
-
     contexts = [
         "copy : b c",
         "recall : k = 3 , b = 4 . ask k ?",
@@ -333,3 +331,11 @@ def test_the_decode_runner_writes_the_same_texts(hybrids, tokenizer, placement, 
     monkeypatch.setattr(lm_eval_generation, "_runs_on_runner", on_runner)
     assert lm.generate_until(asked) == expected
     assert runners == [3, 2]
+
+
+def test_long_prompts_are_written_after_a_few_at_a_time():
+    rows = lm_eval_generation._rows_at_once
+    assert rows("cpu", 100) == 64
+    assert rows("cpu", 32_000) == 2
+    assert rows("cpu", 10**6) == 1
+    assert rows("cuda", 4096) == 128

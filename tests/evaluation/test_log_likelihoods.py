@@ -110,6 +110,7 @@ def test_chunked_log_probs_are_those_of_the_whole(monkeypatch):
     torch.manual_seed(0)
     head, hidden, targets = torch.nn.Linear(8, 20, bias=False), torch.randn(7, 8), torch.randint(0, 20, (7,))
     monkeypatch.setitem(module._CHUNK_LOGITS, "cpu", 45)  # two tokens a chunk
+    monkeypatch.setattr(module, "_LEAST_CHUNK", 1)
     log_probs, is_top = token_log_probs(hidden, head, targets)
     whole = head(hidden).log_softmax(-1)
     torch.testing.assert_close(log_probs, whole.gather(-1, targets[:, None])[:, 0])
