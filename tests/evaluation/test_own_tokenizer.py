@@ -42,7 +42,7 @@ def test_the_same_tokenizer_is_taken_however_it_pads(tokenizer, saved, tmp_path)
 
 def test_two_words_that_changed_places_are_another_tokenizer(tokenizer, saved):
     with pytest.raises(
-        UserError, match="that of the teacher is not the tokenizer of .*: tokens and rules differ"
+        UserError, match=r"that of the teacher is not the tokenizer of .*: tokens and rules differ"
     ):
         check_directory_tokenizer(saved("words", swap), tokenizer, "the teacher")
 
