@@ -3,7 +3,7 @@
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from apriel_assets.assets.task_keys import lm_eval_key
 from apriel_assets.errors import UserError
@@ -11,6 +11,9 @@ from apriel_assets.evaluation.judge import check_key
 from apriel_assets.evaluation.lm_eval_config import MT_BENCH, LmEvalTask
 from apriel_assets.evaluation.lm_eval_index import check_name, hub_data, is_on_this_machine
 from apriel_assets.recipe import Recipe
+
+Place = tuple[str, str | None]
+"""An asset and its partition."""
 
 _MT_BENCH_HUB = "HuggingFaceH4/mt_bench_prompts"
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -23,10 +26,7 @@ def check_lm_eval(recipe: Recipe) -> None:
     Raises:
         UserError: the harness is not installed, no such task (names the nearest), a missing file, one task twice.
     """
-    tasks = list(recipe.evals.lm_eval)
-    if recipe.h1 is not None and recipe.h1.loo.metric == "lm_eval":
-        tasks.append(recipe.h1.loo.asked)
-    for asked in tasks:
+    for asked in (*recipe.evals.lm_eval, *_of_layer_scores(recipe)):
         if asked.task != MT_BENCH:
             check_name(asked.task, asked.include_path)
             hub_data(asked.task, asked.include_path)
@@ -39,18 +39,20 @@ def check_lm_eval(recipe: Recipe) -> None:
         )
 
 
-def data_to_fetch(recipe: Recipe, partitions: Collection[str | None] | None = None) -> dict[str, list[str]]:
+def data_to_fetch(recipe: Recipe, planned: Collection[Place] | None = None) -> dict[str, list[str]]:
     """Return the data sets that lm-eval tasks will fetch from a network, each with the tasks that read it.
 
     Args:
         recipe: names the tasks.
-        partitions: of `lm_evals/<model>` that will run; None: all.
+        planned: assets and partitions that will run; None: all.
     """
+    tasks = _planned(recipe, planned)
+    if planned is None or any(asset == "layer_scores" for asset, _ in planned):
+        tasks += _of_layer_scores(recipe)
     found: dict[str, list[str]] = {}
-    for asked in recipe.evals.lm_eval:
-        if partitions is None or lm_eval_key(asked, recipe.evals.judge) in partitions:
-            for data in sorted(_data(asked)):
-                found.setdefault(data, []).append(asked.task)
+    for asked in tasks:
+        for data in sorted(_data(asked)):
+            found.setdefault(data, []).append(asked.task)
     return found
 
 
@@ -62,19 +64,29 @@ def network_note(fetched: dict[str, list[str]]) -> str | None:
     return f"needs the network: lm-eval data that this machine does not have: {'; '.join(parts)}"
 
 
-def check_before_run(recipe: Recipe, partitions: Sequence[str | None]) -> None:
-    """Check what partitions of `lm_evals/<model>` will need while they run: data that can be fetched, the judge's key.
+def check_before_run(recipe: Recipe, planned: Collection[Place]) -> None:
+    """Check what assets and partitions will need while they run: data that can be fetched, the judge's key.
 
     Raises:
         UserError: no key; data that this machine does not have, and no network to fetch them by.
     """
     judge = recipe.evals.judge
-    for asked in recipe.evals.lm_eval:
-        if asked.task == MT_BENCH and judge is not None and lm_eval_key(asked, judge) in partitions:
-            check_key(judge)
-    fetched = data_to_fetch(recipe, partitions)
+    if judge is not None and any(asked.task == MT_BENCH for asked in _planned(recipe, planned)):
+        check_key(judge)
+    fetched = data_to_fetch(recipe, planned)
     if fetched and (reason := _unreachable()):
         raise UserError(f"{network_note(fetched)}; {reason}: fetch them while online, or take the tasks out")
+
+
+def _planned(recipe: Recipe, planned: Collection[Place] | None) -> list[LmEvalTask]:
+    if planned is None:
+        return list(recipe.evals.lm_eval)
+    partitions = {partition for asset, partition in planned if asset.startswith("lm_evals/")}
+    return [asked for asked in recipe.evals.lm_eval if lm_eval_key(asked, recipe.evals.judge) in partitions]
+
+
+def _of_layer_scores(recipe: Recipe) -> list[LmEvalTask]:
+    return [recipe.h1.loo.asked] if recipe.h1 is not None and recipe.h1.loo.metric == "lm_eval" else []
 
 
 def _data(asked: LmEvalTask) -> set[str]:

@@ -74,7 +74,7 @@ class Workspace:
         """
         selection = self.selection(patterns, until_patterns)
         plan = self.plan(selection)
-        check_before_run(self.recipe, self._lm_evals(plan))
+        check_before_run(self.recipe, [row.place for row in plan.ready])
         # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
         save_recipe(self.recipe, self.home)
 
@@ -94,10 +94,7 @@ class Workspace:
 
     def network_note(self, plan: Plan) -> str | None:
         """Return one line about data that the plan's steps will fetch; None: nothing."""
-        return network_note(data_to_fetch(self.recipe, self._lm_evals(plan)))
-
-    def _lm_evals(self, plan: Plan) -> list[str | None]:
-        return [row.partition for row in plan.ready if row.asset.startswith("lm_evals/")]
+        return network_note(data_to_fetch(self.recipe, [row.place for row in plan.ready]))
 
     def report_is_current(self) -> bool:
         """Tell whether the report page is this recipe's and newer than all of its tables."""

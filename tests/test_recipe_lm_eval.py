@@ -151,19 +151,20 @@ def test_without_a_network_the_reason_is_that(written, monkeypatch):
     recipe = load_recipe(written([{"task": "gsm8k", "limit": 1}]))
     (key,) = partitions(written([{"task": "gsm8k", "limit": 1}]))["lm_evals/teacher"]
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9 does not answer"):
-        check_before_run(recipe, [key])
-    check_before_run(recipe, [])  # nothing of it will run
+        check_before_run(recipe, [("lm_evals/teacher", key)])
+    check_before_run(recipe, [("evals/teacher", key)])  # nothing of it will run
 
 
 def test_a_judge_without_its_key_is_refused_before_anything_runs(written, tmp_path, monkeypatch):
     (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["a", "b"]}))
     path = written([{"task": "mt_bench", "questions": str(tmp_path / "q.jsonl")}], judge=JUDGE)
-    keys = partitions(path)["lm_evals/teacher"]
+    (key,) = partitions(path)["lm_evals/teacher"]
+    planned = [("lm_evals/teacher", key)]
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(UserError, match="the judge judge needs a key: set JUDGE_KEY"):
-        check_before_run(load_recipe(path), keys)
+        check_before_run(load_recipe(path), planned)
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    check_before_run(load_recipe(path), keys)
+    check_before_run(load_recipe(path), planned)
 
 
 def test_a_run_fills_the_tables_and_goes_on_after_an_interruption(written, tmp_path, monkeypatch):
@@ -216,5 +217,8 @@ def test_layer_scores_name_their_task_as_a_recipe_does(written):
         path, ["h1.loo={metric: lm_eval, lm_eval_task: {task: apriel_recall, num_fewshot: 0}}"]
     )
     assert recipe.h1.loo.asked.task == "apriel_recall"
+    scored = load_recipe(path, ["h1.loo={metric: lm_eval, lm_eval_task: mmlu}"])
+    assert data_to_fetch(scored, [("layer_scores", None)]) == {"cais/mmlu": ["mmlu"]}
+    assert data_to_fetch(scored, [("h1/h1", None)]) == {}
     with pytest.raises(UserError, match="no task 'apriel_recal'"):
         plan_assets(load_recipe(path, ["h1.loo={metric: lm_eval, lm_eval_task: apriel_recal}"]))
