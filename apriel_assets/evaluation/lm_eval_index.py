@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
     """Reads task files; what they would have imported is its name."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 def check_installed() -> None:

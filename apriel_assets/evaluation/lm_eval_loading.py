@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.own_tokenizer import check_own_tokenizer, has_tokenizer, tokenizer_digest
 from apriel_assets.hybrid.any_checkpoint import load_any
+from apriel_assets.hybrid.hybrid_config import HybridConfig
 from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.hybrid.placement import placement_from_map
 from apriel_assets.hybrid.teacher import check_teacher
@@ -105,10 +106,7 @@ def _read_model(pretrained: str, dtype: str, revision: str | None) -> PreTrained
 
 def _is_hybrid(path: Path) -> bool:
     try:
-        return (
-            json.loads((path / "config.json").read_text()).get("model_type")
-            == HybridForCausalLM.config_class.model_type
-        )
+        return json.loads((path / "config.json").read_text()).get("model_type") == HybridConfig.model_type
     except (OSError, ValueError) as error:
         raise UserError(f"pretrained={path} has no config.json that can be read: {error}") from error
 

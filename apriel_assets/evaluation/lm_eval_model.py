@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval import utils as harness
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models import huggingface
 from lm_eval.models.utils import (
     handle_stop_sequences,
     has_bos_prefix,
@@ -42,6 +42,8 @@ _BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 # Settings of a generation that ours knows, or that mean nothing to greedy decoding.
 _OURS = {"do_sample", "temperature"}
 _MOOT_IF_GREEDY = {"top_p", "top_k", "min_p"}
+
+HFLM: Any = huggingface.HFLM  # the harness's decorator hides its type
 
 Done = Callable[[int, Any], None]
 """Called with a request's position and its answer."""
@@ -101,7 +103,7 @@ class AprielLM(HFLM):
             pretrained, placement, tokenizer, device=device, dtype=dtype, revision=revision
         )
         is_auto = batch_size in (None, 1, "1") or str(batch_size).startswith("auto")
-        self._rows = None if is_auto else int(batch_size)  # type: ignore[arg-type]
+        self._rows = None if is_auto else int(str(batch_size))
         prompting |= {"max_length": max_length, "truncation": truncation}
         super().__init__(pretrained=model, tokenizer=own, batch_size=self._rows or 16, **prompting)
         self._seed, self._progress = seed, progress
@@ -173,7 +175,7 @@ class AprielLM(HFLM):
         def answer(left: Sequence[Instance], done: Done) -> None:
             groups: dict[str, list[int]] = {}
             for position, request in enumerate(left):
-                groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(position)
+                groups.setdefault(json.dumps(list(request.args)[1], sort_keys=True), []).append(position)
             for positions in groups.values():
                 self._generate(
                     [left[position] for position in positions],
@@ -208,7 +210,7 @@ class AprielLM(HFLM):
         """Score contexts and continuations, given as token ids."""
         if not isinstance(self.model, HybridForCausalLM):
             tokens = [(None, *request) for request in requests]
-            for position, value in enumerate(self._loglikelihood_tokens(tokens, disable_tqdm=True)):  # type: ignore[arg-type]
+            for position, value in enumerate(self._loglikelihood_tokens(tokens, disable_tqdm=True)):
                 done(position, value)
             return
         log_likelihoods(
@@ -247,8 +249,8 @@ class AprielLM(HFLM):
 
     def _generate(self, requests: Sequence[Instance], done: Done) -> None:
         """Complete contexts that have the same generation settings."""
-        settings: dict[str, Any] = dict(normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks))
-        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)  # type: ignore[arg-type]
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(list(requests[0].args)[1], self.max_gen_toks))
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = handle_stop_sequences(settings.pop("until", None), eos=eos)
         most, temperature = settings.pop("max_gen_toks"), float(settings.get("temperature") or 0.0)
         known = _OURS if temperature else _OURS | _MOOT_IF_GREEDY
@@ -273,7 +275,7 @@ class AprielLM(HFLM):
         end = self.think_end_token
         if isinstance(end, int) and end in token_ids:
             token_ids = token_ids[len(token_ids) - token_ids[::-1].index(end) :]
-        text: str = self.tok_decode(token_ids)  # type: ignore[arg-type, assignment]
+        text: str = self.tok_decode(token_ids)
         text = text.lstrip() if isinstance(end, int) and len(text) else text
         return postprocess_generated_text(text, until, end if isinstance(end, str) else None)
 

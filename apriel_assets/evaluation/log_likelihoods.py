@@ -8,7 +8,7 @@ other rows are read in batches of about one length. Logits exist for scored posi
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -273,7 +273,7 @@ class _SharedPrefill:
         if shared != self._tokens:
             self._tokens, self._cache = shared, self._model.make_cache()
             self._model.final_hidden_states(torch.tensor([shared], device=device), cache=self._cache)
-        cache = copy.deepcopy(self._cache)
+        cache: Any = copy.deepcopy(self._cache)
         cache.reorder_cache(torch.zeros(len(batch.rows), dtype=torch.long, device=device))
         positions = torch.arange(batch.shared, batch.shared + rest.shape[1], device=device)
         return self._model.final_hidden_states(

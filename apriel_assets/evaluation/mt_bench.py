@@ -144,7 +144,8 @@ def _hub_rows() -> list[dict[str, Any]]:
     try:
         import datasets
 
-        return list(datasets.load_dataset(HUB_QUESTIONS, split="train"))
+        rows: Any = datasets.load_dataset(HUB_QUESTIONS, split="train")
+        return list(rows)
     except Exception as error:  # datasets raises a dozen types
         raise UserError(
             f"mt_bench: {HUB_QUESTIONS} cannot be had ({type(error).__name__}); fetch it online, or give questions"
