@@ -75,13 +75,16 @@ def problems_to_write(num: int) -> list[Instance]:
 
 
 def compare(
-    name: str, model: torch.nn.Module, requests: list[Instance], batch_size: int, repeats: int
+    name: str, model: torch.nn.Module, requests: list[Instance], batch_size: int | None, repeats: int
 ) -> dict:
-    """Answer requests with both adapters in turn, and say how long each took and how far the answers differ."""
+    """Answer requests with both adapters in turn, and say how long each took and how far the answers differ.
+
+    Without a batch size each has its default: 1 for HFLM, as many rows as keep the device busy for ours.
+    """
     hybrid = HybridForCausalLM.from_teacher(model)  # type: ignore[arg-type]
     tokenizer = build_tokenizer()
     adapters = {
-        "hflm": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
+        "hflm": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size or 1),  # type: ignore[arg-type]
         "ours": AprielLM(hybrid, tokenizer=tokenizer, batch_size=batch_size),
     }
     kind = requests[0].request_type
@@ -130,6 +133,9 @@ def main() -> None:
     for size in (given.batch_size, 4 * given.batch_size):
         problems = problems_to_write(20 * given.scale)
         rows.append(compare("writing, bundled teacher", bundled, problems, size, given.repeats))
+    rows.append(
+        compare("writing, bundled teacher, default batch sizes", bundled, problems_to_write(8), None, 1)
+    )
     if on_gpu:  # texts of random weights: none ends before it must
         rows.append(
             compare("writing", model, problems_to_write(4 * given.scale), given.batch_size, given.repeats)
