@@ -9,6 +9,7 @@ Targets: log-likelihoods at least as fast, generation at least twice as fast.
 """
 
 import argparse
+import importlib.metadata
 import json
 import random
 import time
@@ -144,7 +145,7 @@ def main() -> None:
         "rows": rows,
         "model": {**sizes, "dtype": str(dtype)},
         "device": device_name() if on_gpu else f"{torch.get_num_threads()} CPU cores",
-        "versions": library_versions(),
+        "versions": {**library_versions(), "lm_eval": importlib.metadata.version("lm_eval")},
         "code": code_revision(),
     }
     suffix = "_gpu" if on_gpu else ""
