@@ -99,6 +99,9 @@ def plan(
     chosen, last = _patterns(select, "--select"), _patterns(until, "--until")
     with open_workspace(recipe, home, overlays or ()) as workspace:
         found = workspace.plan(workspace.selection(chosen, last))
+        note = workspace.network_note(found)
+    if note:
+        typer.echo(f"apriel: {note}", err=True)
     if as_json:
         _print_json(found.as_json())
     else:

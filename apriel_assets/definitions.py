@@ -17,6 +17,7 @@ from apriel_assets.assets.evals import EvaluatedModel, eval_assets
 from apriel_assets.assets.generations import GENERATIONS, generations_asset
 from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
 from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
+from apriel_assets.assets.lm_evals import lm_eval_assets
 from apriel_assets.assets.materialize import to_dagster
 from apriel_assets.assets.publishing import tidy_lake
 from apriel_assets.assets.reevals import REEVALS, reeval_assets
@@ -28,6 +29,7 @@ from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
 from apriel_assets.planning.plan import make_plan
 from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_checks import check_layers_named
+from apriel_assets.recipe_lm_eval import check_lm_eval
 from resources.artifact_store import ArtifactStore
 from resources.dead_runs import close_dead_runs
 from resources.home import Home, find_home, prepare_home, run_lock_holder
@@ -45,10 +47,11 @@ def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
     """Return every asset of a recipe by key, upstream first.
 
     Raises:
-        UserError: layers that the teacher does not have, a missing task file, or a released placement that is called
-            like another model.
+        UserError: layers that the teacher does not have, a missing task file, an unknown lm-eval task, or a released
+            placement that is called like another model.
     """
     check_layers_named(recipe)
+    check_lm_eval(recipe)
     teacher, traces, completions = teacher_assets(recipe)
     scores = layer_scores_asset(recipe, teacher, traces)
     h1 = h1_assets(recipe, teacher, traces, scores)
@@ -63,7 +66,8 @@ def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
     others = [asset for asset in (traces, completions, scores, *h1, *h2) if asset.key not in described]
     roofline = roofline_asset(recipe, teacher)
     results = result_assets(recipe, models, evals, [*others, roofline])
-    stages = (teacher, traces, completions, scores, *h1, *h2, roofline, *evals, *results)
+    lm_evals = lm_eval_assets(recipe, teacher, models)
+    stages = (teacher, traces, completions, scores, *h1, *h2, roofline, *evals, *lm_evals, *results)
     return {asset.key: asset for asset in stages}
 
 

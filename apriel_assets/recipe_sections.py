@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from apriel_assets.distillation.config import DistillConfig, MatryoshkaTrainConfig, SupernetConfig
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.config import EvalConfig, RooflineConfig, ThroughputConfig
+from apriel_assets.evaluation.lm_eval_config import MT_BENCH, JudgeConfig, LmEvalTask, expanded_suites
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS
 from apriel_assets.scoring.config import EstimatorConfig, LooConfig, ProbeConfig
@@ -128,6 +129,8 @@ class EvalsSection(Section):
     accuracy: EvalConfig = EvalConfig()
     throughput: ThroughputConfig = ThroughputConfig()
     roofline: RooflineConfig = RooflineConfig()
+    lm_eval: Annotated[tuple[LmEvalTask, ...], BeforeValidator(expanded_suites)] = ()  # names, tasks, suites
+    judge: JudgeConfig | None = None  # who grades mt_bench
     cron: str | None = None  # when what is shipped is evaluated again, UTC; None: never
 
     @model_validator(mode="after")
@@ -139,6 +142,11 @@ class EvalsSection(Section):
         names = [task.task for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"two of the tasks have one name: {', '.join(names)}; give one of them a label")
+        if self.judge is None and any(task.task == MT_BENCH for task in self.lm_eval):
+            raise ValueError(
+                f"lm_eval has {MT_BENCH}, whose answers a judge grades; set evals.judge={{model: ..., base_url: ...}}, "
+                "or leave it out"
+            )
         return self
 
 

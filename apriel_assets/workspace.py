@@ -15,6 +15,7 @@ from apriel_assets.planning.from_capacity import capacity_estimate
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.planning.selection import select, until
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
+from apriel_assets.recipe_lm_eval import check_before_run, data_to_fetch, network_note
 from resources.artifact_store import ArtifactStore
 from resources.home import find_home, open_instance, prepare_home, run_lock
 from resources.lake import Lake
@@ -68,10 +69,12 @@ class Workspace:
         """Rebuild what is stale (of the selected assets and what they need); return what ran.
 
         Raises:
-            UserError: raised by a step's input, or a failed blocking check kept something back.
+            UserError: raised by a step's input, a failed blocking check kept something back, or the network that a step
+                will need is not there.
         """
         selection = self.selection(patterns, until_patterns)
         plan = self.plan(selection)
+        check_before_run(self.recipe, [row.place for row in plan.ready])
         # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
         save_recipe(self.recipe, self.home)
 
@@ -88,6 +91,10 @@ class Workspace:
             plan=plan,
             on_plan=planned,
         )
+
+    def network_note(self, plan: Plan) -> str | None:
+        """Return one line about data that the plan's steps will fetch; None: nothing."""
+        return network_note(data_to_fetch(self.recipe, [row.place for row in plan.ready]))
 
     def report_is_current(self) -> bool:
         """Tell whether the report page is this recipe's and newer than all of its tables."""

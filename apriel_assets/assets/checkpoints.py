@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apriel_assets.assets.asset_plan import Job
-from apriel_assets.assets.loading import CHECKPOINT
+from apriel_assets.assets.loading import CHECKPOINT, load_teacher_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,6 +43,8 @@ def record_checkpoint(
         return
     directory = job.draft.path / CHECKPOINT
     model.save_pretrained(directory)
+    if "teacher" in job.inputs:  # so that the directory is all that others need, lm_eval for one
+        load_teacher_model(job)[1].save_pretrained(directory)
     job.draft.figures["num_tensors_changed_by_saving"] = len(tensors_that_differ(model, directory))
     trained = _trained(curve)
     before = job.input(parent).table("checkpoints").to_pylist()[0]

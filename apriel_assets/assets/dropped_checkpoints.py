@@ -51,6 +51,7 @@ def build_dropped_checkpoint(
     """A checkpoint that was put into the watched directory: accuracy, KL to the teacher, and speed."""
     from apriel_assets.evaluation.accuracy import evaluate_samples
     from apriel_assets.evaluation.eval_rows import eval_rows
+    from apriel_assets.evaluation.own_tokenizer import check_directory_tokenizer
     from apriel_assets.evaluation.throughput import measure_throughput
     from apriel_assets.hybrid.any_checkpoint import load_any
     from apriel_assets.reporting.summary import leaderboard_table
@@ -63,6 +64,7 @@ def build_dropped_checkpoint(
     model, (teacher, tokenizer) = load_any(path), load_teacher_model(job)
     model.to(teacher.device)  # type: ignore[arg-type]  transformers' own annotation
     _check_vocabulary(path, model, teacher)
+    check_directory_tokenizer(path, tokenizer, "the recipe's teacher")
     common = {"model_name": name, "seed": seed, "progress": job.progress}
     samples = [
         evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]

@@ -5,8 +5,10 @@ import re
 from collections.abc import Sequence
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.lm_eval_config import MT_BENCH, JudgeConfig, LmEvalTask
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.paths import expanded
+from apriel_assets.slices import hashed_values
 from resources.artifact_store import digest, file_digest
 
 
@@ -40,3 +42,18 @@ def task_key(task: TaskSpec) -> str:
         return task.task
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", task.task)
     return f"{name}-{digest([dataclasses.asdict(task), file_digests([task])], 8)}"
+
+
+def lm_eval_key(asked: LmEvalTask, judge: JudgeConfig | None) -> str:
+    """Return the partition key of a task of the harness: its name, its shots, and a hash of all that decides its rows.
+
+    Files that its own task files name are not looked into; the directory of these is.
+    """
+    decided = hashed_values({"task": asked, "judge": judge if asked.task == MT_BENCH else None})
+    files = [_digest(asked.questions)] if asked.questions else []
+    if asked.include_path:
+        folder = expanded(asked.include_path)
+        files += [file_digest(file) for file in sorted(folder.rglob("*")) if file.is_file()]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", asked.task)
+    shots = "" if asked.num_fewshot is None else f"-{asked.num_fewshot}shot"
+    return f"{name}{shots}-{digest([decided, files], 8)}"

@@ -26,7 +26,7 @@ def final_hidden_states(
     Packed rows, `[1, tokens]`, have none; the model must be `packable` then.
     """
     if hasattr(model, "final_hidden_states"):
-        return cast(Any, model).final_hidden_states(input_ids, attention_mask, packing)
+        return cast(Any, model).final_hidden_states(input_ids, attention_mask, packing=packing)
     base = cast(Any, model).base_model
     if packing is None:
         return base(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

@@ -207,7 +207,7 @@ class OwnTeacher:
         supernet.eval()
         try:
             with torch.no_grad():
-                return supernet.final_hidden_states(input_ids, attention_mask, packing)
+                return supernet.final_hidden_states(input_ids, attention_mask, packing=packing)
         finally:
             supernet.set_placement(placement)
             supernet.train(was_training)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.decode_runner_layers import DecodeLayer, check_decodable, rotation_table
 from apriel_assets.evaluation.decode_runner_mixers import Clock, static_mixer
-from apriel_assets.evaluation.generation import choose_tokens, evaluating, left_padded, uniforms_for
+from apriel_assets.evaluation.generation import evaluating, left_padded
+from apriel_assets.evaluation.token_choice import choose_tokens, uniforms_for
 from apriel_assets.hybrid.caches import native_layers
 from apriel_assets.hybrid.kernels import decode
 

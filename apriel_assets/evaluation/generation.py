@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.token_choice import StopStrings, choose_tokens, uniforms_for
 from apriel_assets.progress import Progress, silent
 
 # Rows leave the cache once this share of them is still at work: each time copies the cache, as one decode
@@ -42,6 +42,7 @@ class _Settings:
     temperature: float
     stop_ids: Tensor  # [num_stops], on the model's device
     pad_id: int
+    says_stop: StopStrings | None = None  # which rows hold a stop string
 
 
 def generate(
@@ -76,12 +77,39 @@ def generate(
     Raises:
         UserError: an argument out of range, a prompt without tokens or too long for the model.
     """
-    _check_arguments(temperature, seed, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
     prompt_ids = [list(ids) for ids in tokenizer(list(prompts)).input_ids] if prompts else []
+    return generate_from_ids(
+        model, tokenizer, prompt_ids, max_new_tokens=max_new_tokens, temperature=temperature, samples=samples,
+        seed=seed, batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+
+
+def generate_from_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 256,
+    stop_strings: Sequence[str] = (),
+    numbers: Sequence[int] | None = None,
+    progress: Progress = silent,
+) -> list[list[Completion]]:
+    """Return `samples` completions for each prompt, given as token ids; see `generate`.
+
+    Args:
+        stop_strings: a completion that holds one of them is finished; the text may go on a little behind it.
+        numbers: what stands for a prompt's position in its randomness; None: the position.
+    """
+    _check_arguments(temperature, seed, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
     _check_prompts(prompt_ids, max_new_tokens, model)
     pad_id: Any = tokenizer.pad_token_id or 0  # what stands in padded places is masked, so any id does
     stops = torch.tensor(sorted(stop_token_ids(model, tokenizer)), dtype=torch.long, device=model.device)
-    settings = _Settings(max_new_tokens, temperature, stops, pad_id)
+    says_stop = StopStrings(tokenizer, stop_strings) if stop_strings else None
+    settings = _Settings(max_new_tokens, temperature, stops, pad_id, says_stop)
     # Longest first: if memory is short, it shows at once.
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     rows = [(prompt, sample) for prompt in order for sample in range(samples)]
@@ -90,7 +118,9 @@ def generate(
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            completions = _complete_batch(model, prompt_ids, batch, settings, seed)
+            drawn = [(prompt if numbers is None else numbers[prompt], sample) for prompt, sample in batch]
+            draws = uniforms_for(seed, drawn, max_new_tokens, temperature)
+            completions = _complete_batch(model, prompt_ids, batch, settings, draws)
             found.update(zip(batch, _with_text(completions, tokenizer), strict=True))
             tokens += sum(len(completion.token_ids) for completion in completions)
             progress(len(found), len(rows), tokens_per_s=tokens / (time.perf_counter() - started))
@@ -187,10 +217,10 @@ class Decoding:
 
 def _complete_batch(
     model: PreTrainedModel,
-    prompt_ids: Sequence[list[int]],
+    prompt_ids: Sequence[Sequence[int]],
     rows: Sequence[tuple[int, int]],
     settings: _Settings,
-    seed: int,
+    draws: Tensor,
 ) -> list[Completion]:
     device = model.device
     prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
@@ -198,16 +228,23 @@ def _complete_batch(
     if len(rows) > len(prompts):
         number = {prompt: index for index, prompt in enumerate(prompts)}
         decoding.select(torch.tensor([number[prompt] for prompt, _ in rows], device=device))
-    uniforms = uniforms_for(seed, rows, settings.max_new_tokens, settings.temperature).to(device)
+    uniforms = draws.to(device)
     shape = (len(rows), settings.max_new_tokens)
     tokens = torch.full(shape, settings.pad_id, dtype=torch.long, device=device)
     log_probs = torch.zeros(2, *shape, device=device)  # at T=1, at the sampling temperature
     present = torch.arange(len(rows), device=device)  # which rows the cache holds
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    lengths = torch.full((len(rows),), settings.max_new_tokens, device=device)
     for position in range(settings.max_new_tokens):
         chosen, figures = choose_tokens(decoding.logits, settings.temperature, uniforms[present, position])
         tokens[present, position], log_probs[:, present, position] = chosen, figures
-        ended[present] |= torch.isin(chosen, settings.stop_ids)
+        ends = torch.isin(chosen, settings.stop_ids)
+        if settings.says_stop is not None:
+            ends |= settings.says_stop(
+                tokens[present, max(0, position + 1 - settings.says_stop.width) : position + 1]
+            )
+        lengths[present[ends & ~ended[present]]] = position + 1
+        ended[present] |= ends
         at_work = (~ended[present]).nonzero()[:, 0]
         if not len(at_work) or position + 1 == settings.max_new_tokens:
             break
@@ -215,43 +252,19 @@ def _complete_batch(
             decoding.select(at_work)
             present, chosen = present[at_work], chosen[at_work]
         decoding.step(chosen)
-    return _cut(tokens, log_probs, settings)
+    return _cut(tokens, log_probs, lengths, ended, settings.temperature not in (0, 1))
 
 
-def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each row's next token `[batch]` and its log-probability `[2, batch]`, at T=1 and as sampled."""
-    log_probs = logits.float().log_softmax(-1)
-    if temperature == 0:
-        chosen = log_probs.argmax(-1)
-        figure = log_probs.gather(-1, chosen[:, None])[:, 0]
-        return chosen, torch.stack([figure, figure])
-    sampled = log_probs if temperature == 1 else (log_probs / temperature).log_softmax(-1)
-    # Inverse transform: the first token whose cumulative probability exceeds u. One uniform number a token
-    # makes the choice independent of the batch. fp64, since fp32 sums over a vocabulary lose the rare tokens.
-    cumulative = sampled.double().exp().cumsum(-1)
-    thresholds = uniforms[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=logits.shape[-1] - 1)
-    return chosen[:, 0], torch.stack([log_probs.gather(-1, chosen)[:, 0], sampled.gather(-1, chosen)[:, 0]])
-
-
-def uniforms_for(seed: int, rows: Sequence[tuple[int, int]], num_tokens: int, temperature: float) -> Tensor:
-    """Return numbers in [0, 1), `[rows, num_tokens]`, fp64, each row's from its own generator."""
-    if temperature == 0:
-        return torch.zeros(len(rows), num_tokens, dtype=torch.float64)
-    draws = [np.random.default_rng([seed, *row]).random(num_tokens) for row in rows]
-    return torch.from_numpy(np.stack(draws))
-
-
-def _cut(tokens: Tensor, log_probs: Tensor, settings: _Settings) -> list[Completion]:
-    stops = set(settings.stop_ids.tolist())
-    has_own_temperature = settings.temperature not in (0, 1)
-    completions = []
-    for ids, plain, sampled in zip(tokens.tolist(), *log_probs.tolist(), strict=True):
-        end = next((index for index, token in enumerate(ids) if token in stops), None)
-        length = len(ids) if end is None else end + 1
-        own = sampled[:length] if has_own_temperature else None
-        completions.append(Completion(ids[:length], plain[:length], "", end is not None, own))
-    return completions
+def _cut(
+    tokens: Tensor, log_probs: Tensor, lengths: Tensor, ended: Tensor, has_own_temperature: bool
+) -> list[Completion]:
+    rows = zip(tokens.tolist(), *log_probs.tolist(), lengths.tolist(), ended.tolist(), strict=True)
+    return [
+        Completion(
+            ids[:length], plain[:length], "", has_ended, sampled[:length] if has_own_temperature else None
+        )
+        for ids, plain, sampled, length, has_ended in rows
+    ]
 
 
 def _with_text(completions: Iterable[Completion], tokenizer: PreTrainedTokenizerBase) -> list[Completion]:

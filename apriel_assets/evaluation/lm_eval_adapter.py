@@ -1,178 +1,280 @@
-"""Run tasks of EleutherAI's lm-evaluation-harness on a model in memory.
+"""Run tasks of EleutherAI's lm-evaluation-harness on a model in memory, and turn what it says into rows.
 
-The harness owns prompts, metrics and data; we give it the model through its own HFLM wrapper, so a hybrid is
-measured exactly as any transformers model is. An optional dependency, imported only when a task is run.
+The harness owns prompts, metrics and data; the model answers as `lm_eval_model` has it. An optional dependency,
+imported only when a task is run.
 """
 
-import difflib
 import functools
+import json
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.generation import evaluating
+from apriel_assets.evaluation.kept_answers import KeptAnswers
+from apriel_assets.evaluation.lm_eval_config import LmEvalTask
+from apriel_assets.evaluation.lm_eval_index import check_name, is_ours
+from apriel_assets.hybrid.model import HybridForCausalLM
+from apriel_assets.progress import Progress, silent
 from apriel_assets.tables.schemas import to_table
 
+if TYPE_CHECKING:
+    from apriel_assets.evaluation.lm_eval_model import AprielLM
+
 _NORMAL_95 = 1.96
-_ACCURACIES = ("acc", "exact_match")  # in this order: what the harness's tasks call their accuracy
+_ACCURACIES = ("acc", "exact_match", "accuracy")  # in this order: what tasks call their accuracy
+# Only for metrics without a closed form for their standard error; the harness's 100,000 take longer than some models.
+_RESAMPLES = 1000
+Results = Mapping[str, Any]
 
 
-def evaluate_lm_eval_task(
+def evaluate_lm_eval(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: str,
+    asked: LmEvalTask,
     *,
     model_name: str,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    batch_size: int = 32,
-    include_path: str | None = None,
     seed: int = 0,
-) -> pa.Table:
-    """Return `evals` rows: every metric of the task, or of a group and each of its tasks.
-
-    Intervals are normal ones from the harness's standard errors. A metric with a filter is called
-    `metric,filter`.
+    kept: KeptAnswers | None = None,
+    progress: Progress = silent,
+) -> dict[str, pa.Table]:
+    """Return `lm_evals` rows, of the task or of a group and each of its tasks, and `lm_eval_samples` rows.
 
     Args:
-        model: any causal LM of transformers.
+        model: any causal LM of transformers, under the placement that is evaluated.
         tokenizer: its tokenizer.
-        task: a task or group of the harness, e.g. "mmlu".
+        asked: the task, and how it is asked.
         model_name: goes into the rows.
-        num_fewshot: examples in the prompt; None: the task's own choice.
-        limit: documents per task; None: all.
-        batch_size: requests at once.
-        include_path: a directory with further task files.
-        seed: of the choice of few-shot examples.
+        seed: of the choice of few-shot examples and of sampled generation.
+        kept: answers that were given before an interruption; new ones are added.
+        progress: called with answered and all requests.
 
     Raises:
-        UserError: the harness is not installed, no such task (names the nearest), or its data cannot be had.
+        UserError: the harness is not installed, no such task (names the nearest), its data cannot be had, a request
+            that is longer than the model allows, or no chat template where one is asked for.
     """
-    results = _run(model, tokenizer, task, num_fewshot, limit, batch_size, include_path, seed)
-    rows = []
-    for name, figures in results.items():
-        for metric, value in figures.items():
-            key, _, filter_name = metric.partition(",")
-            if not isinstance(value, int | float) or not filter_name or key.endswith("_stderr"):
-                continue
-            error = figures.get(f"{key}_stderr,{filter_name}")
-            half = _NORMAL_95 * error if isinstance(error, int | float) else None
-            row = {"model": model_name, "task": name, "value": float(value), "seed": seed}
-            row["metric"] = key if filter_name == "none" else metric
-            row["low"], row["high"] = (None, None) if half is None else (value - half, value + half)
-            rows.append({**row, "num_problems": figures.get("sample_len")})
-    return to_table("evals", rows)
+    results = run_task(model, tokenizer, asked, seed=seed, kept=kept, progress=progress)
+    placement = list(model.placement) if isinstance(model, HybridForCausalLM) else None
+    common = {"model": model_name, "placement": placement, "asked": asked.task, "seed": seed}
+    return {
+        "lm_evals": to_table("lm_evals", [common | row for row in _result_rows(results)]),
+        "lm_eval_samples": to_table("lm_eval_samples", [common | row for row in _sample_rows(results)]),
+    }
 
 
 def task_accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    *,
-    limit: int | None = None,
-    batch_size: int = 32,
-    include_path: str | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: LmEvalTask, *, seed: int = 0
 ) -> float:
     """Return the accuracy on one task or group: one number, for ranking layers.
 
     Raises:
         UserError: as above, or the task has no accuracy.
     """
-    rows = evaluate_lm_eval_task(
-        model, tokenizer, task, model_name="", limit=limit, batch_size=batch_size, include_path=include_path
-    ).to_pylist()
-    own = {row["metric"].partition(",")[0]: row["value"] for row in rows if row["task"] == task}
+    return accuracy_of(run_task(model, tokenizer, asked, seed=seed), asked.task)
+
+
+def accuracy_of(results: Results, task: str) -> float:
+    """Return the accuracy of a task or group among the harness's results.
+
+    Raises:
+        UserError: it has none.
+    """
+    own = {row["metric"]: row["value"] for row in reversed(_result_rows(results)) if row["task"] == task}
     for metric in _ACCURACIES:
         if metric in own:
             return own[metric]
     raise UserError(
-        f"lm-eval task {task} has no accuracy, only {', '.join(own) or 'nothing'}; choose a task with"
+        f"lm-eval task {task} has no accuracy, only {', '.join(sorted(own)) or 'nothing'}; choose a task with"
         f" {' or '.join(_ACCURACIES)}"
     )
 
 
-def _run(
+def run_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    num_fewshot: int | None,
-    limit: int | None,
-    batch_size: int,
-    include_path: str | None,
+    asked: LmEvalTask,
+    *,
     seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Return the harness's figures of the task and, for a group, of each of its tasks."""
-    evaluate, wrapper, tasks = _harness(include_path)
-    _check_task(task, tasks.all_tasks)
-    # The harness looks for the length in the top of a config; a hybrid keeps it in its backbone's.
-    limits = model.config.get_text_config()
-    wrapped = wrapper(
-        pretrained=model,
+    kept: KeptAnswers | None = None,
+    progress: Progress = silent,
+) -> Results:
+    """Return what the harness says of a task or group, its samples included; arguments as `evaluate_lm_eval`'s."""
+    loaded = load_tasks(tokenizer, asked, seed=seed)
+    from apriel_assets.evaluation.lm_eval_model import AprielLM
+
+    answering = AprielLM(
+        model,
         tokenizer=tokenizer,
-        batch_size=batch_size,
-        max_length=getattr(limits, "max_position_embeddings", None),
+        batch_size=asked.batch_size,
+        truncation=asked.truncation,
+        seed=seed,
+        kept=kept,
+        progress=progress,
     )
-    # None: else the harness seeds the global generators of the whole process.
-    no_seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed"))
-    try:
-        with evaluating(model), _random_state_kept():
-            found = evaluate(
-                wrapped,
-                tasks=[task],
-                num_fewshot=num_fewshot,
-                limit=limit,
-                task_manager=tasks,
-                log_samples=False,
-                fewshot_random_seed=seed,
-                **no_seeds,
+    return run_loaded(loaded, answering, asked)
+
+
+def load_tasks(tokenizer: PreTrainedTokenizerBase, asked: LmEvalTask, *, seed: int) -> dict[str, Any]:
+    """Return the harness's tasks and groups with their data, set up as they are asked.
+
+    Raises:
+        UserError: see `evaluate_lm_eval`; also a task that would run code which the model wrote.
+    """
+    check_name(asked.task, asked.include_path)
+    if asked.apply_chat_template and not tokenizer.chat_template:
+        raise UserError(
+            f"evals.lm_eval: {asked.task}: the model's tokenizer has no chat template; leave out apply_chat_template"
+        )
+    with _process_left_alone(), _data_errors(asked.task):
+        loaded = _task_manager(asked).load([asked.task])
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(
+                f"lm-eval task {name} runs code that the model writes, which is not done here; take it out"
             )
-    except OSError as error:  # a hub data set without network, a local file that is gone
-        raise UserError(
-            f"lm-eval task {task}: its data cannot be had ({error}); fetch it while online, or choose another"
-        ) from error
-    return found["results"]
+        if asked.gen_kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config("generation_kwargs", dict(asked.gen_kwargs), update=True)
+        own = task.get_config("num_fewshot")
+        if asked.num_fewshot is not None and own != 0:  # a task's own 0 is final, as in the harness
+            task.set_config("num_fewshot", asked.num_fewshot)
+        elif own is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(seed)
+    return loaded
 
 
-def _check_task(task: str, known: list[str]) -> None:
-    if task not in known:
-        near = difflib.get_close_matches(task, known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them"
-        raise UserError(f"lm-eval has no task {task!r}; {hint}")
+def run_loaded(loaded: dict[str, Any], answering: "AprielLM", asked: LmEvalTask) -> Results:
+    """Return what the harness says of loaded tasks, answered by a model."""
+    from lm_eval import evaluate
+
+    with evaluating(answering.model), _process_left_alone():
+        found = evaluate(
+            answering,
+            loaded,
+            limit=asked.limit,
+            bootstrap_iters=_RESAMPLES,
+            system_instruction=asked.system_instruction,
+            apply_chat_template=asked.apply_chat_template,
+            fewshot_as_multiturn=asked.apply_chat_template,
+        )
+    assert found is not None  # only other processes of a distributed run get none
+    return found
 
 
-def _harness(include_path: str | None) -> tuple[Any, Any, Any]:
-    """Return the harness's `simple_evaluate`, its wrapper class and its task manager."""
+def reuse_requests(loaded: Mapping[str, Any]) -> None:
+    """Let tasks that were run once ask the same again, without their requests being made anew."""
+    for task in loaded["tasks"].values():
+
+        def forget_answers(task: Any = task, **_: Any) -> None:
+            for instance in task.instances:
+                instance.resps, instance.filtered_resps = [], {}
+
+        task.build_all_requests = forget_answers
+
+
+def _result_rows(results: Results) -> list[dict[str, Any]]:
+    from importlib.metadata import version
+
+    rows = []
+    for task, figures in results["results"].items():
+        for name, value in figures.items():
+            metric, _, own_filter = name.partition(",")
+            if not isinstance(value, int | float) or not own_filter or metric.endswith("_stderr"):
+                continue
+            error = figures.get(f"{metric}_stderr,{own_filter}")
+            error = float(error) if isinstance(error, int | float) else None
+            half = None if error is None else _NORMAL_95 * error
+            row = {
+                "task": task,
+                "metric": metric,
+                "filter": own_filter,
+                "value": float(value),
+                "stderr": error,
+            }
+            row |= {
+                "low": None if half is None else value - half,
+                "high": None if half is None else value + half,
+            }
+            row |= {"num_samples": figures.get("sample_len"), "harness_version": version("lm_eval")}
+            row["num_fewshot"] = results["n-shot"].get(task)
+            row["higher_is_better"] = (results["higher_is_better"].get(task) or {}).get(metric)
+            row["task_version"] = _text(results["versions"].get(task))
+            rows.append(row)
+    return rows
+
+
+def _sample_rows(results: Results) -> Iterator[dict[str, Any]]:
+    for task, samples in results["samples"].items():
+        for sample in samples:
+            arguments = [list(own) for own in sample["arguments"]]
+            generated = len(arguments[0]) > 1 and isinstance(arguments[0][1], dict)
+            yield {
+                "task": task,
+                "filter": sample["filter"],
+                "doc_id": sample["doc_id"],
+                "doc_hash": sample["doc_hash"],
+                "prompt": arguments[0][0],
+                "continuations": None if generated else _json([own[1] for own in arguments if len(own) > 1]),
+                "target": _text(sample["target"]),
+                "responses": _json([own[0] if len(own) == 1 else own for own in sample["resps"]]),
+                "filtered": _json(sample["filtered_resps"]),
+                "metrics": _json({name: sample[name] for name in sample["metrics"]}),
+            }
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+@contextmanager
+def _data_errors(task: str) -> Iterator[None]:
     try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-
-        return simple_evaluate, HFLM, _task_manager(include_path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("lm_eval"):
-            raise
+        yield
+    except OSError as error:  # a hub data set without network, a local file that is gone
+        reason = " ".join(str(error).split())
         raise UserError(
-            "lm-eval tasks need a package that is not installed: pip install 'apriel-assets[lm-eval]'"
+            f"lm-eval task {task}: its data cannot be had ({reason}); fetch it while online, or choose another"
         ) from error
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    state = random.getstate()
+def _process_left_alone() -> Iterator[None]:
+    """Put back what the harness changes for the whole process, and let it start none of its own."""
+    state, name = random.getstate(), "DISABLE_MULTIPROC"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
     try:
         yield
     finally:
         random.setstate(state)
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
-# Building the index reads thousands of task files: seconds that a leave-one-out run would pay for every
-# layer.
+def _task_manager(asked: LmEvalTask) -> Any:
+    """Return the harness's index of tasks: the whole, or ours alone where that has the task."""
+    whole = not is_ours(asked.task, asked.include_path)
+    return _indexed(asked.include_path, whole, json.dumps(asked.metadata, sort_keys=True))
+
+
+# Building the whole index reads thousands of task files, which takes many seconds.
 @functools.lru_cache(maxsize=4)
-def _task_manager(include_path: str | None) -> Any:
+def _indexed(include_path: str | None, whole: bool, metadata: str) -> Any:
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=include_path)
+    from apriel_assets import lm_eval_plugin
+
+    lm_eval_plugin.install()
+    return TaskManager(include_path=include_path, include_defaults=whole, metadata=json.loads(metadata))

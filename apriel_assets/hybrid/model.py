@@ -237,16 +237,18 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             )
 
     def final_hidden_states(
-        self, input_ids: torch.Tensor, mask: torch.Tensor | None = None, packing: Packing | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        cache: HybridCache | None = None,
     ) -> torch.Tensor:
-        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`; packed rows have no mask."""
-        positions = None if packing is None else packing.positions
+        """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`; a cache is continued."""
         decoder = getattr(self.backbone, self.backbone.base_model_prefix)
-        with forward_context(self._context(mask, packing=packing)):
-            output = decoder(
-                input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
-            )
-        return output.last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": cache}
+        inputs["position_ids"] = None if packing is None else packing.positions
+        with forward_context(self._context(attention_mask, packing=packing)):
+            return decoder(**inputs, use_cache=cache is not None).last_hidden_state
 
     def make_cache(self) -> HybridCache:
         """Return an empty cache for the active placement."""

@@ -71,3 +71,13 @@ def layer_map(placement: Placement, per_row: int = 10) -> str:
     letters = [_LETTERS.get(mixer, "?") for mixer in placement]
     rows = [" ".join(letters[start : start + per_row]) for start in range(0, len(letters), per_row)]
     return "\n".join(rows)
+
+
+def placement_from_map(text: str, num_layers: int) -> Placement | None:
+    """Return the placement that a layer map writes: letters as in FFMMFF, or mixers with colons between.
+
+    None: it is no map of that many layers.
+    """
+    mixers = {letter: mixer for mixer, letter in _LETTERS.items()}
+    found = tuple(text.split(":")) if ":" in text else tuple(mixers.get(letter, "?") for letter in text)
+    return found if len(found) == num_layers and all(mixer in MIXERS for mixer in found) else None

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.lm_eval_config import LmEvalTask
 from apriel_assets.slices import UNHASHED
 
 EstimatorName = Literal[
@@ -44,14 +45,25 @@ class LooConfig:
     metric: Literal["kl", "accuracy", "lm_eval"] = "kl"
     problems: int | None = None  # held-out traces to score on; None: all
     batch_size: int = 64  # traces at once
-    lm_eval_task: str = "mmlu"  # only for metric lm_eval
-    lm_eval_limit: int | None = None  # documents per lm-eval task; None: all
+    lm_eval_task: str | LmEvalTask = "mmlu"  # only for metric lm_eval: a name, or how it is asked, too
+    lm_eval_limit: int | None = None  # documents per lm-eval task, where only its name is given; None: all
 
     def __post_init__(self) -> None:
         for name in ("problems", "batch_size", "lm_eval_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"loo.{name}={value} must be at least 1")
+        if self.lm_eval_limit is not None and not isinstance(self.lm_eval_task, str):
+            raise UserError(
+                "loo.lm_eval_limit goes with the name of a task; write lm_eval_task: {task: ..., limit: ...}"
+            )
+
+    @property
+    def asked(self) -> LmEvalTask:
+        """The task of the lm-evaluation-harness for metric lm_eval."""
+        if isinstance(self.lm_eval_task, LmEvalTask):
+            return self.lm_eval_task
+        return LmEvalTask(task=self.lm_eval_task, limit=self.lm_eval_limit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

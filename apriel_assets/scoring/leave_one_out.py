@@ -71,12 +71,10 @@ def score_layers(
             layer_divergences(model, traces, config.batch_size, progress)
         )
     ]
-    if measure := _accuracy_measure(model, tokenizer, chosen, tasks, config):
-        base = measure()
-        for layer, row in enumerate(rows):
-            row["accuracy"] = _without(model, layer, measure)
-            row["importance"] = base - row["accuracy"]
-            progress(layer + 1, len(rows), accuracy=row["accuracy"])
+    if accuracies := _accuracies(model, tokenizer, chosen, tasks, config, progress):
+        whole, without = accuracies
+        for row, accuracy in zip(rows, without, strict=True):
+            row |= {"accuracy": accuracy, "importance": whole - accuracy}
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["importance"], rows[i]["kl_nats"], i))
     ranks = {layer: rank for rank, layer in enumerate(order)}
     return to_table("layer_scores", [{**row, "rank": ranks[row["layer"]]} for row in rows])
@@ -115,21 +113,26 @@ def spread_choice(problems: Sequence[Problem], num: int | None) -> list[Problem]
     return [problems[index * len(problems) // num] for index in range(num)]
 
 
-def _accuracy_measure(
+def _accuracies(
     model: "HybridForCausalLM",
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[Problem],
     tasks: Sequence[TaskSpec],
     config: LooConfig,
-) -> Callable[[], float] | None:
+    progress: Progress,
+) -> tuple[float, list[float]] | None:
+    """Return the accuracy of the model, and without the mixer of each layer; None: the metric is the divergence."""
     if config.metric == "lm_eval":
-        from apriel_assets.evaluation import lm_eval_adapter  # an optional dependency, heavy to import
+        from apriel_assets.scoring.lm_eval_layers import accuracies_without_layers  # an optional dependency
 
-        return partial(
-            lm_eval_adapter.task_accuracy, model, tokenizer, config.lm_eval_task, limit=config.lm_eval_limit
-        )
+        return accuracies_without_layers(model, tokenizer, config.asked, progress=progress)
     if config.metric == "accuracy":
-        return partial(_generated_accuracy, model, tokenizer, problems, tasks)
+        measure = partial(_generated_accuracy, model, tokenizer, problems, tasks)
+        whole, without = measure(), []
+        for layer in range(model.num_layers):
+            without.append(_without(model, layer, measure))
+            progress(layer + 1, model.num_layers, accuracy=without[-1])
+        return whole, without
     return None
 
 

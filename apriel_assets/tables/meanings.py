@@ -24,6 +24,8 @@ TABLE_MEANINGS: dict[str, str] = {
     "sharing": "One named placement of a matryoshka checkpoint: what it shares and adds.",
     "leaderboard": "One model: quality, speed, training, and the places that the paired tests leave open.",
     "eval_samples": "One problem answered by one model.",
+    "lm_evals": "One metric of one model on one task of the lm-evaluation-harness.",
+    "lm_eval_samples": "One document of such a task, answered by one model.",
     "builds": "One built artifact: when, where, from which code, how long.",
     "reevals": "One metric of one shipped model at one date of the schedule, beside the result before.",
     "generations": "One candidate that was generated from because its score was in doubt.",

@@ -6,6 +6,7 @@ The lake adds `recipe` (name) and `version` (data version of the asset that wrot
 import pyarrow as pa
 
 from apriel_assets.tables.automation_schemas import AUTOMATION_TABLES
+from apriel_assets.tables.lm_eval_schemas import LM_EVAL_TABLES
 from apriel_assets.tables.record_schemas import RECORD_TABLES
 from apriel_assets.tables.speed_schemas import SPEED_TABLES
 
@@ -228,6 +229,7 @@ TABLES: dict[str, TableSpec] = {
     },
     **SPEED_TABLES,
     **RECORD_TABLES,
+    **LM_EVAL_TABLES,
     **AUTOMATION_TABLES,
 }
 

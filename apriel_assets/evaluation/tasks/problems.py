@@ -31,7 +31,7 @@ class Problem:
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of the procedural tasks."""
+    """Return the names of the short procedural tasks, which the bundled teacher learnt."""
     return registry.task_names()
 
 

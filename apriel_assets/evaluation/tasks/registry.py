@@ -7,16 +7,23 @@ from apriel_assets.evaluation.tasks.arithmetic import Arithmetic
 from apriel_assets.evaluation.tasks.lists import Copy, Kth
 from apriel_assets.evaluation.tasks.procedural import ProceduralTask
 from apriel_assets.evaluation.tasks.recall import Recall
+from apriel_assets.evaluation.tasks.retrieval import MultiKey, NeedleInNoise
 from apriel_assets.evaluation.tasks.variables import Variables
 
-_TASKS: dict[str, ProceduralTask[Any]] = {
-    task.name: task for task in (Recall(), Copy(), Kth(), Arithmetic(), Variables())
-}
+# What the bundled teacher learnt, and what is for models that read further.
+_SHORT: tuple[ProceduralTask[Any], ...] = (Recall(), Copy(), Kth(), Arithmetic(), Variables())
+_LONG: tuple[ProceduralTask[Any], ...] = (NeedleInNoise(), MultiKey())
+_TASKS = {task.name: task for task in (*_SHORT, *_LONG)}
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of the procedural tasks."""
-    return tuple(_TASKS)
+    """Return the names of the short procedural tasks, which the bundled teacher learnt."""
+    return tuple(task.name for task in _SHORT)
+
+
+def retrieval_names() -> tuple[str, ...]:
+    """Return the names of the procedural tasks whose prompts are as long as one likes."""
+    return tuple(task.name for task in _LONG)
 
 
 def find_task(name: str) -> ProceduralTask[Any]:
