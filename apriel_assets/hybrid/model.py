@@ -220,10 +220,7 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
             check_cache(past_key_values, self._layout())
         elif use_cache:
             past_key_values = self.make_cache()
-        positions = (
-            position_ids if past_key_values is None else None
-        )  # a cache's rows were checked when they began
-        with forward_context(self._context(attention_mask, positions)):
+        with forward_context(self._context(attention_mask, None if past_key_values else position_ids)):
             return self.backbone(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -240,15 +237,16 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         packing: Packing | None = None,
         cache: HybridCache | None = None,
     ) -> torch.Tensor:
         """Return what the LM head reads, after the final norm: `[batch, seq, hidden]`; a cache is continued."""
         decoder = getattr(self.backbone, self.backbone.base_model_prefix)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "past_key_values": cache}
-        inputs["position_ids"] = None if packing is None else packing.positions
+        positions = position_ids if packing is None else packing.positions
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
         with forward_context(self._context(attention_mask, packing=packing)):
-            return decoder(**inputs, use_cache=cache is not None).last_hidden_state
+            return decoder(**inputs, past_key_values=cache, use_cache=cache is not None).last_hidden_state
 
     def make_cache(self) -> HybridCache:
         """Return an empty cache for the active placement."""
