@@ -1,7 +1,7 @@
 """What an engine process and the endpoint tell each other: one JSON object a line, over a socket.
 
-To the engine: `{"submit": {...}}`, `{"cancel": id}`. From it: `{"ready": {...}}` or `{"failed": reason}` once, then after
-each step `{"events": [[id, token, finish], ...], "running": n, "waiting": n}`.
+To the engine: `{"submit": {...}}`, `{"cancel": id}`. From it: `{"ready": {...}}` or `{"failed": reason}` once, then
+after each step `{"events": [[id, token, finish], ...], "running": n, "waiting": n}`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """One engine: a process that holds one placement and decodes for whoever started it.
 
-`python -m apriel_assets.serving.engine_process SOCKET_FD SETTINGS_JSON`, started by the endpoint, never by hand. It ends
-when the socket does, that is with the process that started it, however that ends.
+`python -m apriel_assets.serving.engine_process SOCKET_FD SETTINGS_JSON`, started by the endpoint, never by hand. It
+ends when the socket does, that is with the process that started it, however that ends.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What leaves the house: a matryoshka as a Hugging Face directory, its placements as engines, its all-FA as a stock model.
+"""What leaves the house: a matryoshka as a Hugging Face directory, its placements as engines, its all-FA as stock.
 
     release.json   name, placements, where each is, hashes of the stock model's weights
     matryoshka/    every placement; loads with our package, and by `trust_remote_code` without it

@@ -37,10 +37,11 @@ tokenizer = AutoTokenizer.from_pretrained("DIRECTORY", trust_remote_code=True)
 _LIMITS = """\
 ## Limits
 
-- Accuracies are of the tasks named here, generated greedily, on problems that training never saw; other tasks may differ more.
+- Accuracies are of the tasks named here, generated greedily, on problems that training never saw; other tasks may
+  differ more.
 - Speeds were measured on the device named, with our own runner; an inference server's differ.
-- A placement other than full attention keeps a summary of what left its windows: exact recall over long contexts is what
-  it loses first.
+- A placement other than full attention keeps a summary of what left its windows: exact recall over long contexts is
+  what it loses first.
 """
 
 
@@ -93,7 +94,7 @@ def _introduction(released: Mapping[str, Released], default: str) -> str:
         counts = {mixer: known.placement.count(mixer) for mixer in dict.fromkeys(known.placement)}
         listed = ", ".join(f"{count} {mixer}" for mixer, count in counts.items())
         rows.append([f"`{own}`" + (" (default)" if own == default else ""), listed])
-    text = "One checkpoint, several speeds. Each placement says which mixer runs in each layer; all share every other weight."
+    text = "One checkpoint, several speeds. A placement says which mixer runs in each layer; all share every other weight."
     return f"{text}\n\n{_table(['placement', 'layers'], rows)}"
 
 

@@ -1,7 +1,7 @@
 """The model's code as one file that travels with the weights: `trust_remote_code=True` loads them without our package.
 
-The file is made from our own modules, so nothing is written twice: imports of each other are dropped, those of libraries
-joined, and what is left is put in the order in which the modules need each other.
+The file is made from our own modules, so nothing is written twice: imports of each other are dropped, those of
+libraries joined, and what is left is put in the order in which the modules need each other.
 """
 
 import ast

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.generation import evaluating
@@ -45,7 +46,7 @@ def accept(target: Tensor, draft: Tensor, drafted: Tensor, uniforms: Tensor) -> 
     count = stands.long().cumprod(-1).sum(-1)
     rows = torch.arange(len(count), device=count.device)
     own = target[rows, count]
-    drafted_there = torch.cat([draft, torch.zeros_like(draft[:, :1])], dim=1)[rows, count]
+    drafted_there = functional.pad(draft, (0, 0, 0, 1))[rows, count]
     left = (own - drafted_there).clamp(min=0)
     # Where both are the same but for rounding nothing is left, and it does not matter which of them is drawn from.
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, own)
