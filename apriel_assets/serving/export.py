@@ -9,7 +9,8 @@ Writing is not atomic here: callers write into a directory that appears when it 
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,12 @@ MATRYOSHKA, ENGINES, ALL_FA, RELEASE = "matryoshka", "engines", "all-fa", "relea
 
 
 def export_release(
-    model: HybridForCausalLM, tokenizer: PreTrainedTokenizerBase, directory: Path, *, name: str
+    model: HybridForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    *,
+    name: str,
+    throughput: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
     """Write all three kinds of export, and `release.json` which names them.
 
@@ -45,10 +51,12 @@ def export_release(
         tokenizer: copied into each, with its chat template.
         directory: exists and is empty.
         name: what the release is called, in `release.json` and by whoever serves it.
+        throughput: rows of that table by placement, by which a router knows how fast each is.
 
     Raises:
-        UserError: a named placement that cannot be a directory name.
+        UserError: a name that cannot be a directory's.
     """
+    _check_name("release", name)
     placements = exported_placements(model)
     (directory / MATRYOSHKA).mkdir()
     shards = export_matryoshka(model, tokenizer, directory / MATRYOSHKA, placements)
@@ -68,6 +76,7 @@ def export_release(
         "default": full or next(iter(placements)),
         "placements": {own: list(placement) for own, placement in placements.items()},
         "all_fa_weights_sha256": hashes,
+        "throughput": {own: list(rows) for own, rows in (throughput or {}).items()},
     }
     (directory / RELEASE).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -83,9 +92,13 @@ def exported_placements(model: HybridForCausalLM) -> dict[str, Placement]:
         name = "safe" if set(model.placement) == {FULL_ATTENTION} else "hybrid"
         placements = {name: model.placement}
     for name in placements:
-        if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
-            raise UserError(f"placement {name!r} cannot be a directory's name: letters, digits, - _ . only")
+        _check_name("placement", name)
     return placements
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{what} {name!r} cannot be a directory's name: letters, digits, - _ . only")
 
 
 def export_matryoshka(

@@ -94,7 +94,7 @@ def _introduction(released: Mapping[str, Released], default: str) -> str:
         counts = {mixer: known.placement.count(mixer) for mixer in dict.fromkeys(known.placement)}
         listed = ", ".join(f"{count} {mixer}" for mixer, count in counts.items())
         rows.append([f"`{own}`" + (" (default)" if own == default else ""), listed])
-    text = "One checkpoint, several speeds. A placement says which mixer runs in each layer; all share every other weight."
+    text = "One checkpoint, several speeds. A placement names a mixer for each layer; all share every other weight."
     return f"{text}\n\n{_table(['placement', 'layers'], rows)}"
 
 

@@ -74,7 +74,7 @@ def test_greedy_with_other_attention(kind):
 
 def test_a_draft_that_is_not_taken_back_changes_acceptance_and_nothing_else(monkeypatch):
     """The drafting state decides how much is accepted, never what comes out."""
-    model, prompt = make_model(noise=0.3), random_ids(11).tolist()
+    model, prompt = make_model(), random_ids(11).tolist()
     expected, right = decoded(model, "gdn", prompt, Sampling(max_new_tokens=24))
     monkeypatch.setattr(HybridCache, "restore", lambda self, snapshot: None)
     found, wrong = decoded(model, "gdn", prompt, Sampling(max_new_tokens=24))
@@ -184,7 +184,7 @@ def sampled_pairs(model, prompt, vocab, count, sampling):
 )
 def test_samples_are_distributed_as_full_attentions(sampling, monkeypatch):
     vocab, prompt, count = 8, [3, 1, 4, 1, 5], 300
-    model = make_model(noise=0.5, vocab_size=vocab)
+    model = make_model(vocab_size=vocab)
     with torch.no_grad():
         model.lm_head.weight.mul_(8)  # far from uniform
     expected = pair_probabilities(model, prompt, vocab, sampling) * count
