@@ -36,7 +36,7 @@ def export_model(model: str | None, home: Path, directory: Path, name: str | Non
     Raises:
         UserError: no such model, a directory with something in it, a name that cannot be a directory's.
     """
-    from apriel_assets.serving.export import MATRYOSHKA, export_release, exported_placements
+    from apriel_assets.serving.export import MATRYOSHKA, RELEASE, export_release, exported_placements
     from apriel_assets.serving.shards import bytes_on_disk
 
     target = expanded(directory).absolute()
@@ -49,10 +49,19 @@ def export_model(model: str | None, home: Path, directory: Path, name: str | Non
     released = _released(found, placements)
     try:
         with created_directory(target) as temporary:
-            speeds = {own: known.throughput for own, known in released.items()}
-            export_release(loaded, tokenizer, temporary, name=name, throughput=speeds)
-            default = json.loads((temporary / "release.json").read_text())["default"]
-            card = _card(name, released, default, found, loaded)
+            export_release(
+                loaded,
+                tokenizer,
+                temporary,
+                name=name,
+                accuracy={
+                    own: mean for own, known in released.items() if (mean := _accuracy(known)) is not None
+                },
+                throughput={own: known.throughput for own, known in released.items()},
+            )
+            record = json.loads((temporary / RELEASE).read_text())
+            ordered = {own: released[own] for own in record["placements"]}
+            card = _card(name, ordered, record["default"], found, loaded)
             (temporary / MATRYOSHKA / _CARD).write_text(card)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another directory") from error
@@ -106,6 +115,11 @@ def _measured_as(found: Found, placement: list[str], rows: Sequence[Row]) -> set
     if found.kind == "matryoshka":  # pruned from the supernet and nothing else, so its figures are these
         own |= {row["model"] for row in same if row["kind"] in ("placement", "teacher")}
     return own
+
+
+def _accuracy(known: "Released") -> float | None:
+    values = [row["value"] for row in known.evals if row["metric"] == "accuracy"]
+    return sum(values) / len(values) if values else None
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.decode_runner_projections import weights_in_place
@@ -82,9 +83,9 @@ def serve(settings: EngineSettings, connection: socket.socket) -> None:
     )
     try:
         while True:
-            events = _heed(batch, channel.receive(wait=batch.is_idle))
-            events += batch.step()
-            if events:
+            messages = channel.receive(wait=batch.is_idle)
+            events = _heed(batch, messages) + batch.step()
+            if events or messages:
                 counts = {"running": batch.num_running, "waiting": batch.num_waiting}
                 channel.send({"events": events_to_list(events), **counts})
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -92,6 +93,7 @@ def serve(settings: EngineSettings, connection: socket.socket) -> None:
 
 
 def _load(settings: EngineSettings) -> ContinuousBatch:
+    transformers_logging.disable_progress_bar()  # transformers'; nobody watches
     torch.set_num_threads(settings.num_threads)
     model = load_any(Path(settings.directory))
     with weights_in_place():

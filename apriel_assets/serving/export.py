@@ -42,6 +42,7 @@ def export_release(
     directory: Path,
     *,
     name: str,
+    accuracy: Mapping[str, float] | None = None,
     throughput: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
     """Write all three kinds of export, and `release.json` which names them.
@@ -51,6 +52,8 @@ def export_release(
         tokenizer: copied into each, with its chat template.
         directory: exists and is empty.
         name: what the release is called, in `release.json` and by whoever serves it.
+        accuracy: of placements; `release.json` has the best first. Of those not measured, the one with the most full
+            attention is taken for the best.
         throughput: rows of that table by placement, by which a router knows how fast each is.
 
     Raises:
@@ -71,14 +74,25 @@ def export_release(
         (directory / ALL_FA).mkdir()
         export_all_fa(model, tokenizer, directory / ALL_FA)
         hashes = weight_hashes(directory / ALL_FA)
+    ordered = best_first(placements, accuracy or {})
     record = {
         "name": name,
-        "default": full or next(iter(placements)),
-        "placements": {own: list(placement) for own, placement in placements.items()},
+        "default": full or ordered[0],
+        "placements": {own: list(placements[own]) for own in ordered},
         "all_fa_weights_sha256": hashes,
         "throughput": {own: list(rows) for own, rows in (throughput or {}).items()},
     }
     (directory / RELEASE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def best_first(placements: Mapping[str, Placement], accuracy: Mapping[str, float]) -> list[str]:
+    """Return the placements' names, full attention first, then by accuracy, then by layers of full attention."""
+
+    def rank(name: str) -> tuple[bool, float, int]:
+        count = placements[name].count(FULL_ATTENTION)
+        return count < len(placements[name]), -accuracy.get(name, 0.0), -count
+
+    return sorted(placements, key=rank)
 
 
 def exported_placements(model: HybridForCausalLM) -> dict[str, Placement]:

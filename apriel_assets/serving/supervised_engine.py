@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import logging
 import os
 import socket
@@ -92,8 +93,9 @@ class SupervisedEngine:
                 ended = finish is not None
                 new = [token for token, _ in events if token is not None]
                 count += len(new)
+                if ended:  # whoever listens may not come back after the last tokens
+                    self._note_speed(time.monotonic() - began, count)
                 yield new, finish
-            self._note_speed(time.monotonic() - began, count)
         finally:
             del self._queues[request.id]
             if not ended and not writer.is_closing():
@@ -116,7 +118,6 @@ class SupervisedEngine:
             if time.monotonic() - began > _LONG_LIFE_S:
                 wait = _FIRST_WAIT_S
             self.num_restarts += 1
-            self.state = "restarting"
             logger.warning("engine %s died; starting it again in %.1f s", self.name, wait)
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LONGEST_WAIT_S)
@@ -138,6 +139,8 @@ class SupervisedEngine:
             await self._listen(reader)
         finally:
             self._writer = None
+            if self.state in ("starting", "ready"):
+                self.state = "restarting"
             for queue in self._queues.values():
                 queue.put_nowait(None)
             self.num_running = self.num_waiting = 0
@@ -147,8 +150,6 @@ class SupervisedEngine:
             await asyncio.shield(asyncio.to_thread(_end, process))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        import json
-
         with contextlib.suppress(ConnectionResetError, asyncio.IncompleteReadError):
             while line := await reader.readline():
                 message = json.loads(line)
