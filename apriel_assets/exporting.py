@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apriel_assets.assets.release_builders import RELEASE_DIRECTORY
 from apriel_assets.chosen_model import Found, find_model
 from apriel_assets.errors import UserError
 from apriel_assets.paths import expanded
@@ -84,7 +85,7 @@ def exported_by_home(home: Path) -> Path:
         raise UserError(
             f"no exported release in {home}; run `apriel run`, or give one that `apriel export` wrote"
         )
-    return ArtifactStore(home).directory(EXPORT_ASSET, stored[-1]["address"]) / "release"
+    return ArtifactStore(home).directory(EXPORT_ASSET, stored[-1]["address"]) / RELEASE_DIRECTORY
 
 
 def _released(found: Found, placements: Mapping[str, Sequence[str]]) -> dict[str, "Released"]:

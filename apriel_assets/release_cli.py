@@ -138,16 +138,18 @@ def serve(
     home: HomeOption = None,
 ) -> None:
     """Serve a release's placements at one OpenAI-compatible endpoint, until Ctrl-C or SIGTERM."""
-    from apriel_assets.exporting import exported_by_home
-    from resources.home import find_home
-
     _check_serve_extra()
     from apriel_assets.serving.gate import Limits
     from apriel_assets.serving.server import ServeSettings, run
 
+    if directory is None:
+        from apriel_assets.exporting import exported_by_home
+        from resources.home import find_home
+
+        directory = exported_by_home(find_home(home))
     names = tuple(own.strip() for own in placements.split(",")) if placements else ()
     settings = ServeSettings(
-        directory=directory or exported_by_home(find_home(home)),
+        directory=directory,
         host=host,
         port=port,
         placements=names,

@@ -10,6 +10,7 @@ Writing is not atomic here: callers write into a directory that appears when it 
 
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -83,6 +84,8 @@ def export_release(
         "throughput": {own: list(rows) for own, rows in (throughput or {}).items()},
     }
     (directory / RELEASE).write_text(json.dumps(record, indent=1) + "\n")
+    for path in directory.rglob("*.safetensors"):  # which the library writes for its user alone
+        shutil.copymode(directory / RELEASE, path)
 
 
 def best_first(placements: Mapping[str, Placement], accuracy: Mapping[str, float]) -> list[str]:

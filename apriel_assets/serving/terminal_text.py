@@ -28,7 +28,19 @@ class Written:
     num_tokens: int
     first_token_s: float  # reading the prompt
     decode_s: float  # all tokens after the first
-    accepted: float | None = None  # share of drafted tokens that stood; None: nothing was drafted
+    num_passes: int  # of the model that decides: a token each, or with drafting several
+    num_drafted: int = 0
+    num_accepted: int = 0  # of those drafted
+
+    @property
+    def seconds(self) -> float:
+        """The prompt and all tokens."""
+        return self.first_token_s + self.decode_s
+
+    @property
+    def accepted(self) -> float | None:
+        """Share of drafted tokens that stood; None: nothing was drafted."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else None
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -74,7 +86,7 @@ def write(
     """
     stops = stop_token_ids(model, tokenizer)
     stream, parts, count = TextStream(tokenizer), list[str](), 0
-    drafted = stood = 0
+    passes = drafted = stood = 0
     began = time.perf_counter()
     first = None
     rounds = _plain(model, prompt, sampling, stops) if drafting is None else (
@@ -82,7 +94,7 @@ def write(
     )  # fmt: skip
     for tokens, num_drafted in rounds:
         first = first or time.perf_counter()
-        count += len(tokens)
+        passes, count = passes + 1, count + len(tokens)
         drafted, stood = drafted + num_drafted, stood + min(len(tokens) - 1, num_drafted)
         if piece := "".join(stream.push(token) for token in tokens if token not in stops):
             parts.append(piece)
@@ -98,7 +110,9 @@ def write(
         num_tokens=count,
         first_token_s=first - began,
         decode_s=ended - first,
-        accepted=stood / drafted if drafted else None,
+        num_passes=passes,
+        num_drafted=drafted,
+        num_accepted=stood,
     )
 
 
