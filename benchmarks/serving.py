@@ -4,7 +4,8 @@
 
 Without RELEASE, of a random model of 12 layers of width 768. Writes benchmarks/results/serving.json. Targets: at most
 5% fewer tokens/s through the endpoint at 16 streams; at most 1.3 times the weights of all-FA alone at the 15B shape.
-On a machine that does other work the best of the repeats tells more than their median.
+On a machine that does other work the wall says little: CPU time per token, of the engine bare and served and of the
+process before it, says what the endpoint adds; the latter runs beside the engine, on another core.
 """
 
 import asyncio
@@ -140,6 +141,14 @@ class Served:
         self._process.terminate()
         self._process.wait()
 
+    def cpu_seconds(self) -> tuple[float, float]:
+        """Return the CPU time of the engine, and of the endpoint before it."""
+        endpoint = psutil.Process(self._process.pid)
+        (engine,) = endpoint.children()
+        times = (own.cpu_times() for own in (engine, endpoint))
+        engine_s, endpoint_s = (own.user + own.system for own in times)
+        return engine_s, endpoint_s
+
     def mapped_weight_bytes(self) -> dict[str, dict[str, int]]:
         """Return, per engine, the bytes of weight files that it has in memory, whole and its share of shared pages."""
         found = {}
@@ -165,13 +174,21 @@ def overhead(release: Release) -> dict:
     model = load_any(release.engine_directory(release.default))
     with weights_in_place():
         batch = ContinuousBatch(model, num_slots=STREAMS, capacity=2 * (PROMPT_TOKENS + NEW_TOKENS))
-    bare, served = [], []
+    bare, served, cpu = [], [], []
     with Served(release.directory, "--placements", release.default) as server:
         for repeat in range(REPEATS + 1):
-            pair = bare_tokens_per_s(batch), asyncio.run(endpoint_tokens_per_s(server.port, release.name))
+            before = time.process_time(), server.cpu_seconds()
+            own = bare_tokens_per_s(batch)
+            spent = time.process_time() - before[0]
+            through = asyncio.run(endpoint_tokens_per_s(server.port, release.name))
             if repeat:  # the first warms up
-                bare.append(pair[0])
-                served.append(pair[1])
+                bare.append(own)
+                served.append(through)
+                after = server.cpu_seconds()
+                cpu.append((spent, *(there - here for here, there in zip(before[1], after, strict=True))))
+    per_token = [
+        1e3 * statistics.median(column) / (STREAMS * NEW_TOKENS) for column in zip(*cpu, strict=True)
+    ]
     return {
         "streams": STREAMS,
         "new_tokens": NEW_TOKENS,
@@ -179,6 +196,8 @@ def overhead(release: Release) -> dict:
         "endpoint_tokens_per_s": served,
         "overhead_of_medians": 1 - statistics.median(served) / statistics.median(bare),
         "overhead_of_best": 1 - max(served) / max(bare),
+        "cpu_ms_per_token": dict(zip(("bare_engine", "served_engine", "endpoint"), per_token, strict=True)),
+        "engine_cpu_overhead": per_token[1] / per_token[0] - 1,
         "target": TARGET_OVERHEAD,
     }
 
@@ -213,7 +232,7 @@ async def _touch(port: int, release: Release) -> None:
 
 
 def memory_15b() -> list[dict]:
-    """Return weights of all-FA and published placements over all-FA alone: least and most, as placements nest or not."""
+    """Return weights of all-FA and published placements over all-FA alone: least and most, as they nest or not."""
     full = hosted_weight_bytes(SHAPE_15B, [("fa",) * 48])
     counts = [dict(zip(("fa", "swa", "kda", "gdn"), own, strict=True)) for own in PUBLISHED]
     kept = [[own] for own in counts] + [counts[:2], counts[:3], counts]
