@@ -14,20 +14,27 @@ class Metrics:
     """Counters of one endpoint, and gauges read off its engines."""
 
     def __init__(self, engines: Iterable[SupervisedEngine]) -> None:
-        self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
-        self.requests = Counter("apriel_requests", "Requests answered", ["model", "code"], **own)
-        self.tokens = Counter("apriel_tokens", "Tokens read and written", ["model", "kind"], **own)
-        self.routed = Counter(
-            "apriel_routed_requests", "Requests that the router placed", ["placement"], **own
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter("apriel_requests", "Requests answered", ["model", "code"], registry=registry)
+        self.tokens = Counter(
+            "apriel_tokens", "Tokens read and written", ["model", "kind"], registry=registry
         )
-        self.disconnects = Counter("apriel_disconnects", "Requests whose client left", ["model"], **own)
+        self.routed = Counter(
+            "apriel_routed_requests", "Requests that the router placed", ["placement"], registry=registry
+        )
+        self.disconnects = Counter(
+            "apriel_disconnects", "Requests whose client left", ["model"], registry=registry
+        )
         self.first_token = Histogram(
             "apriel_time_to_first_token_seconds", "From the request to its first token", ["model"],
-            buckets=_SECONDS, **own,
+            buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.duration = Histogram(
-            "apriel_request_seconds", "From the request to its last token", ["model"], buckets=_SECONDS, **own
+            "apriel_request_seconds",
+            "From the request to its last token",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self._registry.register(_EngineGauges(tuple(engines)))
 

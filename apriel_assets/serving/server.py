@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 import yaml
@@ -147,11 +148,10 @@ def _text(release: Release, context_tokens: int | None) -> ServedText:
         raise UserError(
             f"--context {context_tokens}: the model has {positions} positions; give 2 to {positions}"
         )
-    ends: object = tokenizer.eos_token_id
-    stops = {ends}
+    stops: list[Any] = [tokenizer.eos_token_id]
     if (directory / "generation_config.json").is_file():
-        own = GenerationConfig.from_pretrained(directory).eos_token_id
-        stops |= set(own) if isinstance(own, list) else {own}
+        own: Any = GenerationConfig.from_pretrained(directory).eos_token_id
+        stops += own if isinstance(own, list) else [own]
     return ServedText(
         tokenizer=tokenizer,
         stop_ids=frozenset(own for own in stops if isinstance(own, int)),

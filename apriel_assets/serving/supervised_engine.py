@@ -139,7 +139,10 @@ class SupervisedEngine:
             await self._listen(reader)
         finally:
             self._writer = None
-            if self.state in ("starting", "ready"):
+            if self.state == "starting":  # it never worked: trying again would hide that
+                self.state, self.problem = "failed", "its process ended before it was ready; see its messages"
+                self._told.set()
+            elif self.state == "ready":
                 self.state = "restarting"
             for queue in self._queues.values():
                 queue.put_nowait(None)
