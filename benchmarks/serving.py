@@ -49,7 +49,7 @@ SHAPE_15B = ModelShape(
 
 
 def make_release(directory: Path) -> None:
-    """Export a random model with three placements: 86 M parameters of all-FA."""
+    """Export a random model with three placements: 75 M parameters of all-FA."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
     torch.manual_seed(0)
     sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "head_dim": 64}
