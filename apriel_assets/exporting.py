@@ -100,22 +100,23 @@ def _released(found: Found, placements: Mapping[str, Sequence[str]]) -> dict[str
     }
     known = {}
     for own, placement in placements.items():
-        names = _measured_as(found, list(placement), tables["checkpoints"])
+        model = _measured_as(found, own, list(placement), tables["checkpoints"])
         known[own] = Released(
             placement=tuple(placement),
-            evals=[_plain(row) for row in tables["evals"] if row["model"] in names],
-            throughput=[_plain(row) for row in tables["throughput"] if row["model"] in names],
+            evals=[_plain(row) for row in tables["evals"] if row["model"] == model],
+            throughput=[_plain(row) for row in tables["throughput"] if row["model"] == model],
         )
     return known
 
 
-def _measured_as(found: Found, placement: list[str], rows: Sequence[Row]) -> set[str]:
-    """Return under which models the tables have figures of these very weights under a placement."""
+def _measured_as(found: Found, name: str, placement: list[str], rows: Sequence[Row]) -> str | None:
+    """Return under which model the tables have figures of these very weights under a placement; None: they have none."""
     same = [row for row in rows if row["placement"] == placement]
     own = {row["model"] for row in same if row["path"] == found.path}
     if found.kind == "matryoshka":  # pruned from the supernet and nothing else, so its figures are these
         own |= {row["model"] for row in same if row["kind"] in ("placement", "teacher")}
-    return own
+        own.discard(found.name)  # a row of the file, which nobody evaluated
+    return name if name in own else min(own, default=None)
 
 
 def _accuracy(known: "Released") -> float | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
@@ -20,9 +21,10 @@ class TextStream:
         Raises:
             UserError: a tokenizer that cannot decode token by token.
         """
-        self._tokenizer = getattr(tokenizer, "backend_tokenizer", None)
-        if self._tokenizer is None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
             raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer; save it as tokenizer.json")
+        self._tokenizer: Tokenizer = backend
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(own for own in stop if own)
         self._held = ""  # may be the beginning of a stop string

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
 from apriel_assets.serving.batching import Request
@@ -68,7 +68,7 @@ class SupervisedEngine:
 
     async def tokens(
         self, prompt: Sequence[int], sampling: Sampling, stop_ids: frozenset[int]
-    ) -> AsyncIterator[tuple[list[int], str | None]]:
+    ) -> AsyncGenerator[tuple[list[int], str | None], None]:
         """Yield new tokens as they come, with how it ended at the end; leaving the iterator cancels the request.
 
         Raises:
