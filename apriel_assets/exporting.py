@@ -37,7 +37,7 @@ def export_model(model: str | None, home: Path, directory: Path, name: str | Non
     Raises:
         UserError: no such model, a directory with something in it, a name that cannot be a directory's.
     """
-    from apriel_assets.serving.export import MATRYOSHKA, RELEASE, export_release, exported_placements
+    from apriel_assets.serving.export import MATRYOSHKA, export_release, exported_placements
     from apriel_assets.serving.shards import bytes_on_disk
 
     target = expanded(directory).absolute()
@@ -60,18 +60,12 @@ def export_model(model: str | None, home: Path, directory: Path, name: str | Non
                 },
                 throughput={own: known.throughput for own, known in released.items()},
             )
-            record = json.loads((temporary / RELEASE).read_text())
-            ordered = {own: released[own] for own in record["placements"]}
-            card = _card(name, ordered, record["default"], found, loaded)
+            card = _card(temporary, released, found, loaded)
             (temporary / MATRYOSHKA / _CARD).write_text(card)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another directory") from error
-    return {
-        "directory": str(target),
-        "name": name,
-        "placements": list(placements),
-        "bytes": bytes_on_disk(target),
-    }
+    size = bytes_on_disk(target)
+    return {"directory": str(target), "name": name, "placements": list(placements), "bytes": size}
 
 
 def exported_by_home(home: Path) -> Path:
@@ -110,13 +104,22 @@ def _released(found: Found, placements: Mapping[str, Sequence[str]]) -> dict[str
 
 
 def _measured_as(found: Found, name: str, placement: list[str], rows: Sequence[Row]) -> str | None:
-    """Return under which model the tables have figures of these very weights under a placement; None: they have none."""
+    """Return under which model the tables have figures of these weights under a placement; None: under none."""
     same = [row for row in rows if row["placement"] == placement]
     own = {row["model"] for row in same if row["path"] == found.path}
     if found.kind == "matryoshka":  # pruned from the supernet and nothing else, so its figures are these
-        own |= {row["model"] for row in same if row["kind"] in ("placement", "teacher")}
+        kinds = ("placement", "teacher") if _starts_from_teacher(found, rows) else ("placement",)
+        own |= {row["model"] for row in same if row["kind"] in kinds}
         own.discard(found.name)  # a row of the file, which nobody evaluated
     return name if name in own else min(own, default=None)
+
+
+def _starts_from_teacher(found: Found, rows: Sequence[Row]) -> bool:
+    """Whether the supernet's full attention is still the teacher's: only its mixers were trained."""
+    paths = [found.home / row["path"] for row in rows if row["kind"] == "supernet" and row["path"]]
+    records = [path.parent / "provenance.json" for path in paths]
+    figures = [json.loads(own.read_text()).get("figures", {}) for own in records if own.is_file()]
+    return bool(figures) and all(own.get("all_fa_max_difference") == 0 for own in figures)
 
 
 def _accuracy(known: "Released") -> float | None:
@@ -128,16 +131,17 @@ def _plain(row: Row) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("recipe", "version")}
 
 
-def _card(name: str, released: Mapping[str, "Released"], default: str, found: Found, loaded: Any) -> str:
+def _card(directory: Path, released: Mapping[str, "Released"], found: Found, loaded: Any) -> str:
     from apriel_assets.hybrid.matryoshka import sharing_table
+    from apriel_assets.serving.export import RELEASE
     from apriel_assets.serving.model_card import render_card
 
-    sharing = sharing_table(loaded).to_pylist() if loaded.placements else []
+    record = json.loads((directory / RELEASE).read_text())
     return render_card(
-        name,
-        released,
-        default=default,
-        sharing=sharing,
+        record["name"],
+        {own: released[own] for own in record["placements"]},
+        default=record["default"],
+        sharing=sharing_table(loaded).to_pylist() if loaded.placements else [],
         teacher=_teacher(found),
         provenance=_provenance(found),
     )

@@ -98,11 +98,7 @@ def generate(
             continue
         show = (lambda piece: None) if as_json else _print_piece
         written = generator.write(text, placement, draft=draft, num_draft_tokens=num_draft_tokens, show=show)
-        if as_json:
-            _print_json({generator.called(placement): written})
-        else:
-            print()
-            print(_figures(generator.called(placement), written), file=sys.stderr)
+        _print_end(generator.called(placement), written, as_json)
 
 
 def serve(
@@ -189,6 +185,14 @@ def _prompts(given: str | None) -> Iterator[str]:
                 return
             if text.strip():
                 yield text
+
+
+def _print_end(name: str, written: "Written", as_json: bool) -> None:
+    if as_json:
+        _print_json({name: written})
+    else:
+        print()
+        print(_figures(name, written), file=sys.stderr)
 
 
 def _print_piece(text: str) -> None:

@@ -69,18 +69,15 @@ def export_release(
         export_engine(
             model, tokenizer, directory / ENGINES / own, own, placements[own], shards, directory / MATRYOSHKA
         )
-    full = next((own for own, placement in placements.items() if set(placement) == {FULL_ATTENTION}), None)
-    hashes = {}
-    if full is not None:
+    if all(FULL_ATTENTION in bank.names for bank in model.banks):
         (directory / ALL_FA).mkdir()
         export_all_fa(model, tokenizer, directory / ALL_FA)
-        hashes = weight_hashes(directory / ALL_FA)
     ordered = best_first(placements, accuracy or {})
     record = {
         "name": name,
-        "default": full or ordered[0],
+        "default": ordered[0],
         "placements": {own: list(placements[own]) for own in ordered},
-        "all_fa_weights_sha256": hashes,
+        "all_fa_weights_sha256": weight_hashes(directory / ALL_FA),
         "throughput": {own: list(rows) for own, rows in (throughput or {}).items()},
     }
     (directory / RELEASE).write_text(json.dumps(record, indent=1) + "\n")

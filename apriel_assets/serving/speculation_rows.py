@@ -16,6 +16,9 @@ from apriel_assets.serving.speculative import SpeculativeDecoder
 from apriel_assets.serving.terminal_text import Written, fitted, write
 from apriel_assets.tables.schemas import to_table
 
+Pair = tuple[Written, Written]
+"""The same prompt answered by full attention alone, and with drafting."""
+
 
 def speculation_table(
     model: HybridForCausalLM,
@@ -40,40 +43,42 @@ def speculation_table(
         seed: of the sampling.
         progress: called with prompts done and to do.
     """
-    before, full = model.placement, (FULL_ATTENTION,) * model.num_layers
-    drafts = [name for name, placement in model.placements.items() if placement != full]
+    before = model.placement
+    drafts = [name for name, placement in model.placements.items() if set(placement) != {FULL_ATTENTION}]
     rows, total = [], len(drafts) * len(prompts)
     for draft in drafts:
         decoder = SpeculativeDecoder(model, draft, num_draft_tokens=config.draft_tokens)
-        pairs: list[tuple[Written, Written]] = []
+        pairs: list[Pair] = []
         for number, text in enumerate(prompts):
-            prompt = completion_prompt(tokenizer, text)
             asked = Sampling(
                 max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed + number
             )
-            sampling = fitted(model, prompt, asked, exactly=False)
-            model.set_placement(full)
             if not pairs:  # the first call of each form is slower
-                write(model, tokenizer, prompt, sampling)
-                write(model, tokenizer, prompt, sampling, drafting=decoder)
-            plain = write(model, tokenizer, prompt, sampling)
-            pairs.append((plain, write(model, tokenizer, prompt, sampling, drafting=decoder)))
+                _both(model, tokenizer, text, asked, decoder)
+            pairs.append(_both(model, tokenizer, text, asked, decoder))
             progress(len(rows) * len(prompts) + len(pairs), total)
-        rows.append(
-            {
-                "model": model_name,
-                "draft": draft,
-                "draft_tokens": config.draft_tokens,
-                "temperature": config.temperature,
-                "device": device_name,
-                **_figures(pairs, greedy=config.temperature == 0),
-            }
-        )
+        own = {"model": model_name, "draft": draft, "device": device_name, "temperature": config.temperature}
+        rows.append({**own, "draft_tokens": config.draft_tokens, **_figures(pairs, config.temperature == 0)})
     model.set_placement(before)
     return to_table("speculative", rows)
 
 
-def _figures(pairs: Sequence[tuple[Written, Written]], *, greedy: bool) -> dict[str, Any]:
+def _both(
+    model: HybridForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    asked: Sampling,
+    decoder: SpeculativeDecoder,
+) -> Pair:
+    """Answer a prompt by full attention alone, then with drafting."""
+    prompt = completion_prompt(tokenizer, text)
+    sampling = fitted(model, prompt, asked, exactly=False)
+    model.set_placement((FULL_ATTENTION,) * model.num_layers)
+    plain = write(model, tokenizer, prompt, sampling)
+    return plain, write(model, tokenizer, prompt, sampling, drafting=decoder)
+
+
+def _figures(pairs: Sequence[Pair], greedy: bool) -> dict[str, Any]:
     plain, drafted = ([pair[side] for pair in pairs] for side in (0, 1))
     asked = sum(own.num_drafted for own in drafted)
     speeds = [sum(w.num_tokens for w in side) / sum(w.seconds for w in side) for side in (plain, drafted)]

@@ -1,7 +1,7 @@
 """Text for a person who waits for it: one prompt, one model, token by token, with how fast it went."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,10 +89,7 @@ def write(
     passes = drafted = stood = 0
     began = time.perf_counter()
     first = None
-    rounds = _plain(model, prompt, sampling, stops) if drafting is None else (
-        (own.tokens, own.num_drafted) for own in drafting.rounds(prompt, sampling, sorted(stops))
-    )  # fmt: skip
-    for tokens, num_drafted in rounds:
+    for tokens, num_drafted in _rounds(model, prompt, sampling, stops, drafting):
         first = first or time.perf_counter()
         passes, count = passes + 1, count + len(tokens)
         drafted, stood = drafted + num_drafted, stood + min(len(tokens) - 1, num_drafted)
@@ -116,8 +113,25 @@ def write(
     )
 
 
-def _plain(model: HybridForCausalLM, prompt: Sequence[int], sampling: Sampling, stops: set[int]):
-    """Yield each token as a round of its own, nothing drafted."""
+def _rounds(
+    model: HybridForCausalLM,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    stops: set[int],
+    drafting: SpeculativeDecoder | None,
+) -> Iterator[tuple[list[int], int]]:
+    """Yield what each pass of the model that decides adds, and how many tokens were drafted for it."""
+    if drafting is None:
+        yield from _plain(model, prompt, sampling, stops)
+        return
+    for own in drafting.rounds(prompt, sampling, sorted(stops)):
+        yield own.tokens, own.num_drafted
+
+
+def _plain(
+    model: HybridForCausalLM, prompt: Sequence[int], sampling: Sampling, stops: set[int]
+) -> Iterator[tuple[list[int], int]]:
+    """Yield each token as a pass of its own, nothing drafted."""
     random = np.random.default_rng(sampling.seed)
     with evaluating(model):
         decoding, left = _started(model, prompt), sampling.max_new_tokens
