@@ -38,7 +38,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP_INSTALL) -e '.[dev,hub,lm-eval]'
+	$(PIP_INSTALL) -e '.[dev,hub,lm-eval,serve]'
 	touch $@
 
 clean:

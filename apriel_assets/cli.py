@@ -1,4 +1,4 @@
-"""The `apriel` command: run, plan, query, compare, report.
+"""The `apriel` command: run, plan, query, compare, report; export, generate and serve are in `release_cli`.
 
 Here: arguments, what the terminal shows, exit codes. Not here: deciding what is stale (planning) or doing it (assets).
 Heavy imports stay inside the commands, so that `--help` and wrong arguments answer at once.
@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from apriel_assets import interrupts
+from apriel_assets import interrupts, release_cli
 from apriel_assets.errors import UserError
 
 app = typer.Typer(
@@ -185,6 +185,9 @@ def report(
         _print_json({"report": str(path)})
     else:
         typer.echo(path)
+
+
+release_cli.register(app)
 
 
 def _patterns(given: str | None, option: str) -> list[str] | None:

@@ -20,6 +20,7 @@ from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS
 from apriel_assets.scoring.config import EstimatorConfig, LooConfig, ProbeConfig
 from apriel_assets.search.config import AllocationConfig, SearchConfig
+from apriel_assets.serving.config import SpeculativeConfig
 
 
 def _task(value: Any) -> Any:
@@ -248,16 +249,20 @@ def budget_key(budget: float) -> str:
 
 
 class ReleaseSection(Section):
-    """What becomes of the chosen placements: names, and further training of the checkpoint that holds them."""
+    """What becomes of the chosen placements: names, further training of the checkpoint that holds them, export."""
 
     names: dict[float, str] = {}  # name of a budget's placement; others are called turbo-<budget>
     sft: MatryoshkaTrainConfig | None = None
+    export: bool = True  # false: nothing is written for serving until `apriel export`
+    speculative: SpeculativeConfig | None = None  # measured only if asked for
 
     @model_validator(mode="after")
     def _check(self) -> "ReleaseSection":
         names = list(self.names.values())
         if len(set(names)) < len(names) or "safe" in names:
             raise ValueError(f"names {names} must differ from each other and from safe, which is all-FA")
+        if "auto" in names:
+            raise ValueError("a name cannot be auto: the endpoint's router is called so")
         if bad := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
             raise ValueError(f"name {bad[0]!r} may have letters, digits, - and _ only")
         return self

@@ -185,6 +185,13 @@ PLACEMENTS_CHECK = Check(
     passes=_placements_kept,
     blocking=True,
 )
+EXPORT_CHECK = Check(
+    name="exports_equal_checkpoint",
+    description="Every engine, the matryoshka and the stock all-FA, loaded from the export, have the logits of the "
+    "checkpoint on a probe batch bit for bit.",
+    passes=_placements_kept,
+    blocking=True,
+)
 CHECKPOINT_CHECK = Check(
     name="checkpoint_loads",
     description="Loaded again, every tensor is what was trained; the files on disk have the hashes recorded then.",

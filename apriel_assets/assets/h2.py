@@ -11,10 +11,7 @@ from apriel_assets.assets.checks import (
     COST_CHECK,
     ESS_CHECK,
     LOSS_FINITE_CHECK,
-    PLACEMENTS_CHECK,
     PROBES_FALL_CHECK,
-    SHARING_CHECK,
-    TRAINING_CHECKS,
     audit_check,
 )
 from apriel_assets.assets.h2_builders import (
@@ -26,13 +23,13 @@ from apriel_assets.assets.h2_builders import (
     build_mixer_costs,
     build_placements,
 )
-from apriel_assets.assets.release_builders import build_matryoshka, build_release_sft, build_supernet
+from apriel_assets.assets.release import release_assets
+from apriel_assets.assets.release_builders import build_supernet
 from apriel_assets.assets.sketches import (
     sketch_audit,
     sketch_cost_model,
     sketch_finalists,
     sketch_placements,
-    sketch_release,
     sketch_supernet,
 )
 from apriel_assets.recipe import Recipe
@@ -62,7 +59,14 @@ def h2_assets(recipe: Recipe, upstream: Upstream) -> list[AssetPlan]:
     if recipe.costs.table == MEASURED and recipe.costs.check_placements:
         check = [_cost_check(recipe, supernet, costs)]
     found = _search(recipe, recipe.supernet, recipe.search, upstream, supernet, cost_model)
-    return [supernet, *costs, cost_model, *check, *found, *_release(recipe, upstream, supernet, found[2])]
+    return [
+        supernet,
+        *costs,
+        cost_model,
+        *check,
+        *found,
+        *release_assets(recipe, upstream.teacher, upstream.traces, supernet, found[2]),
+    ]
 
 
 def _supernet(recipe: Recipe, section: SupernetSection, upstream: Upstream) -> AssetPlan:
@@ -262,37 +266,3 @@ def _audit(recipe: Recipe, search: SearchSection, inputs: tuple[AssetPlan, ...])
 def placement_model(budget: str) -> str:
     """Return what a budget's chosen placement is called in tables before release: b0.6."""
     return f"b{budget}"
-
-
-def _release(
-    recipe: Recipe, upstream: Upstream, supernet: AssetPlan, finalists: AssetPlan
-) -> list[AssetPlan]:
-    assert recipe.search is not None
-    names = {budget_key(budget): recipe.release.name_of(budget) for budget in recipe.search.budgets}
-    matryoshka = AssetPlan(
-        key="matryoshka",
-        group="release",
-        build=build_matryoshka,
-        reads={"names": names},
-        inputs=(supernet, finalists),
-        kinds=("pytorch", "safetensors"),
-        recipe=recipe.name,
-        tables=("sharing", "checkpoints"),
-        sketch=sketch_release,
-        checks=(PLACEMENTS_CHECK, CHECKPOINT_CHECK, SHARING_CHECK),
-    )
-    if recipe.release.sft is None:
-        return [matryoshka]
-    sft = AssetPlan(
-        key="release/sft",
-        group="release",
-        build=build_release_sft,
-        reads={"train": recipe.release.sft, "seed": recipe.seed},
-        inputs=(upstream.teacher, upstream.traces, matryoshka),
-        kinds=("pytorch", "safetensors"),
-        recipe=recipe.name,
-        tables=("sharing", "training", "checkpoints"),
-        sketch=sketch_release,
-        checks=TRAINING_CHECKS,
-    )
-    return [matryoshka, sft]

@@ -13,11 +13,16 @@ from apriel_assets.assets.loading import (
     validation_traces,
 )
 from apriel_assets.distillation.config import MatryoshkaTrainConfig, SupernetConfig
+from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.config import MixerConfig
 from apriel_assets.recipe_sections import mixers_per_layer
+from apriel_assets.serving.config import SpeculativeConfig
 
 if TYPE_CHECKING:
     from apriel_assets.hybrid.conversion import Init
+
+RELEASE_DIRECTORY = "release"
+"""Where in its artifact an export lies."""
 
 
 def build_supernet(
@@ -97,6 +102,50 @@ def build_release_sft(job: Job, *, train: MatryoshkaTrainConfig, seed: int) -> N
     )
     job.draft.tables["sharing"] = sharing_table(model)
     _record_sharing(job)
+
+
+def build_export(job: Job, *, asset: str, name: str) -> None:
+    """What is served: the matryoshka with its own code, an engine per placement, all-FA as a stock checkpoint.
+
+    Each is loaded again, and its logits compared with those of the checkpoint that it came from.
+    """
+    from apriel_assets.serving.export import export_release
+    from apriel_assets.serving.export_check import export_differences
+    from apriel_assets.serving.shards import bytes_on_disk
+
+    model, (_, tokenizer) = load_model_once(job, asset), load_teacher_model(job)
+    directory = job.draft.path / RELEASE_DIRECTORY
+    directory.mkdir()
+    export_release(model, tokenizer, directory, name=name)
+    differences = export_differences(model, directory)
+    job.draft.figures |= {f"max_difference_{own}": value for own, value in differences.items()}
+    job.draft.figures["bytes_on_disk"] = bytes_on_disk(directory)
+
+
+def build_speculative(
+    job: Job, *, asset: str, speculative: SpeculativeConfig, heldout: tuple[TaskSpec, ...], seed: int
+) -> None:
+    """How much of what each placement drafts full attention accepts, and whether that pays, one text at a time."""
+    from apriel_assets.evaluation.tasks.problems import make_problems
+    from apriel_assets.serving.speculation_rows import speculation_table
+    from resources.provenance import device_name
+
+    model, (_, tokenizer) = load_model_once(job, asset), load_teacher_model(job)
+    share = -(-speculative.num_problems // len(heldout))  # rounded up, so that no task is left without
+    problems = [own for task in heldout for own in make_problems(task, "validation", share, seed)]
+    prompts = [own.prompt for own in problems[: speculative.num_problems]]
+    rows = speculation_table(
+        model,
+        tokenizer,
+        prompts,
+        speculative,
+        model_name=job.input(asset).table("checkpoints").to_pylist()[0]["kind"],
+        device_name=device_name(),
+        seed=seed,
+        progress=job.progress,
+    )
+    job.draft.tables["speculative"] = rows
+    job.draft.figures |= {f"speedup_{row['draft']}": row["speedup"] for row in rows.to_pylist()}
 
 
 def _record_sharing(job: Job) -> None:

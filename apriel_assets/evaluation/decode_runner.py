@@ -148,6 +148,17 @@ class DecodeRunner:
         self._set_logits(torch.cat(logits))
 
     @torch.inference_mode()
+    def admit(self, row: int, prompt: Sequence[int], *, chunk_tokens: int = 8192) -> None:
+        """Read a prompt into one row, in the place of what it held, and set its `logits`; other rows stay."""
+        with evaluating(self.model):
+            last = self._read([prompt], slice(row, row + 1), chunk_tokens)
+        if len(self.logits) != self.batch_size:
+            self.logits = last.new_zeros(self.batch_size, last.shape[-1])
+        self.logits[row] = last[0]
+        self._clock.lengths[row] = len(prompt)
+        self._longest = max(self._longest, len(prompt))
+
+    @torch.inference_mode()
     def fill(self, length: int, seed: int = 0) -> None:
         """Let every row hold `length` random tokens' worth of cache, of no meaning: to time steps."""
         generator = torch.Generator(self._device).manual_seed(seed)
@@ -215,7 +226,7 @@ class DecodeRunner:
 
     @torch.inference_mode()
     def rewind(self, lengths: Tensor) -> None:
-        """Let rows hold `lengths` tokens, `[batch]`, again; recurrent states stay as they are: for timing only."""
+        """Let rows hold `lengths` tokens, `[batch]`, again; recurrent states stay: for timing, and to empty rows."""
         self._clock.lengths.copy_(lengths)
         self._longest = int(lengths.max())
 

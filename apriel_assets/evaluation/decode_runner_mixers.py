@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from apriel_assets.errors import UserError
-from apriel_assets.evaluation.decode_runner_projections import Fused, fuse
+from apriel_assets.evaluation.decode_runner_projections import Apart, Fused, fuse
 from apriel_assets.hybrid.kernels import decode
 from apriel_assets.hybrid.mixers.delta.mixer import GatedDeltaNetMixer, KimiDeltaMixer
 from apriel_assets.hybrid.mixers.mamba.mixer import MambaMixer
@@ -206,7 +206,9 @@ class _MambaStep(_RecurrentStep):
         channels = 2 * mixer.kv_size + mixer.inner_size
         super().__init__(mixer, batch, channels, (mixer.inner_size, mixer.state_size))
         self._mixer = mixer
-        self._in: Fused = fuse(mixer.x_proj, mixer.B_proj, mixer.C_proj, mixer.z_proj, mixer.dt_in_proj)
+        self._in: Fused | Apart = fuse(
+            mixer.x_proj, mixer.B_proj, mixer.C_proj, mixer.z_proj, mixer.dt_in_proj
+        )
         self._conv_weight = self._conv.weight[:, 0]
         self._rates = (-mixer.A_log.float().exp() / math.log(2)).detach()
 

@@ -1,6 +1,7 @@
 """The stand-in for a decoder layer's attention: holds the layer's mixers, runs the one in the placement."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,3 +68,19 @@ def restore_attention(layers: nn.ModuleList) -> None:
     for layer, bank in zip(layers, banks, strict=True):
         if isinstance(bank, MixerBank):
             layer.self_attn = bank.mixers[FULL_ATTENTION]
+
+
+@contextmanager
+def bare_attention(layers: nn.ModuleList) -> Iterator[None]:
+    """Let each layer's full attention stand where its bank stands, for a while: the model is the teacher's again.
+
+    Raises:
+        UserError: as `restore_attention`.
+    """
+    before = [layer.self_attn for layer in layers]
+    restore_attention(layers)
+    try:
+        yield
+    finally:
+        for layer, bank in zip(layers, before, strict=True):
+            layer.self_attn = bank

@@ -6,7 +6,8 @@ What we add: every layer counts its tokens, so the sequence length is right wher
 and a layer whose past cannot be taken back says so instead of silently continuing from a wrong state.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -69,6 +70,17 @@ class RecurrentLayer(LinearAttentionLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._map_states(lambda state: state[indices, ...])
+
+    def held(self) -> dict[str, Any]:
+        """Return a copy of everything that changes from token to token."""
+        states = {
+            name: {
+                index: None if state is None else state.clone()
+                for index, state in getattr(self, name).items()
+            }
+            for name in ("conv_states", "recurrent_states")
+        }
+        return {**_attributes(self), **states}
 
     def _map_states(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         for states in (self.conv_states, self.recurrent_states):
@@ -161,6 +173,20 @@ class HybridCache(Cache):
                     f"{type(layer).__name__} of {kind!r} cannot be lengthened; prefill instead"
                 )
 
+    def snapshot(self) -> list[dict[str, Any]]:
+        """Return what `restore` takes the cache back to: recurrent states are copied, keys and values are not.
+
+        Of later tokens' keys nothing is kept, so a snapshot is good once only.
+        """
+        return [
+            layer.held() if isinstance(layer, RecurrentLayer) else _attributes(layer) for layer in self.layers
+        ]
+
+    def restore(self, snapshot: Sequence[Mapping[str, Any]]) -> None:
+        """Forget every token since the snapshot was taken; a recurrent state, which cannot be cropped, can do this."""
+        for layer, held in zip(self.layers, snapshot, strict=True):
+            vars(layer).update(held)
+
     @property
     def is_sliding(self) -> list[bool]:
         sliding = [getattr(layer, "is_sliding", False) for layer in self.layers]
@@ -192,6 +218,14 @@ class HybridCache(Cache):
             for layer, attributes in before:
                 vars(layer).update(attributes)
             raise
+
+
+def _attributes(layer: Any) -> dict[str, Any]:
+    """Return a cache layer's attributes; its own lists and dicts are written in place, so they are copied."""
+    return {
+        name: copy.copy(value) if isinstance(value, list | dict) else value
+        for name, value in vars(layer).items()
+    }
 
 
 def native_layers(config: PreTrainedConfig) -> list:

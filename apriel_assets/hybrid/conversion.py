@@ -34,7 +34,7 @@ OPEN_GATE = 1.2784645427610738
 
 _MAMBA_SOURCES = {"x_proj": "v_proj", "B_proj": "k_proj", "C_proj": "q_proj", "out_proj": "o_proj"}
 _DELTA_SOURCES = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
-_DeltaMixer = GatedDeltaNetMixer | KimiDeltaMixer
+_AnyDeltaMixer = GatedDeltaNetMixer | KimiDeltaMixer
 
 
 def build_mixer(attention: nn.Module, options: MixerConfig) -> nn.Module:
@@ -90,7 +90,7 @@ def convert_attention(attention: nn.Module, options: MixerConfig, *, init: Init,
 
 
 def _copy_attention(
-    mixer: MambaMixer | _DeltaMixer, attention: nn.Module, sources: Mapping[str, str]
+    mixer: MambaMixer | _AnyDeltaMixer, attention: nn.Module, sources: Mapping[str, str]
 ) -> None:
     """Copy projections with their biases; QK-norms came with the structure."""
     shape = mixer.shape
@@ -137,7 +137,7 @@ def _start_mamba(mixer: MambaMixer, generator: torch.Generator) -> None:
     mixer.D.fill_(1.0)
 
 
-def _start_delta(mixer: _DeltaMixer, generator: torch.Generator) -> None:
+def _start_delta(mixer: _AnyDeltaMixer, generator: torch.Generator) -> None:
     """Set what attention has no counterpart for: decay, strength of the write, gate, convolution.
 
     All are constant at first: decays differ by head or channel only, half of each value is written, the

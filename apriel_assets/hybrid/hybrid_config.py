@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from apriel_assets.hybrid.checkpoint import WEIGHTS_SHA256
 from apriel_assets.hybrid.config import MixerConfig, config_from_dict, config_to_dict
 from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement
 
@@ -38,6 +39,9 @@ class HybridConfig(PreTrainedConfig):
         self.mixers = mixers or [{FULL_ATTENTION: {}} for _ in range(num_layers)]
         self.placement = list(placement) if placement else [FULL_ATTENTION] * num_layers
         self.placements = {name: list(value) for name, value in (placements or {}).items()}
+        kwargs.pop(
+            WEIGHTS_SHA256, None
+        )  # of the files it was read with: a model that is saved again has others
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)
 

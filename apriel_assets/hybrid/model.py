@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.bank import MixerBank, restore_attention
 from apriel_assets.hybrid.caches import SKIPPED, HybridCache, SkippedLayer, check_cache, native_layers
-from apriel_assets.hybrid.checkpoint import refuse_incomplete
+from apriel_assets.hybrid.checkpoint import check_weights, refuse_incomplete
 from apriel_assets.hybrid.config import MixerOptions, pick_options
 from apriel_assets.hybrid.conversion import Init, build_mixer
 from apriel_assets.hybrid.editing import add_mixers, keep_mixers
@@ -285,8 +285,9 @@ class HybridForCausalLM(PreTrainedModel, GenerationMixin):
         """Load what `save_pretrained` wrote; `placement=` makes another one active, as `set_placement` does.
 
         Raises:
-            UserError: weights are missing, unexpected or of the wrong shape; no such placement.
+            UserError: weights are missing, unexpected, of the wrong shape or hash; no such placement.
         """
+        check_weights(args[0])
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # to refuse them by name
         model, info = cast(Any, super().from_pretrained(*args, **kwargs))

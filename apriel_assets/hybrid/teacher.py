@@ -54,6 +54,17 @@ def load_teacher(
         _from_files(AutoModelForCausalLM, spec, source, dtype=getattr(torch, spec.dtype)).to(device).eval()
     )
     _forget_gguf(model)
+    tokenizer = _tokenizer(spec, source)
+    check_teacher(model, tokenizer)
+    return model, tokenizer
+
+
+def load_tokenizer(spec: TeacherSpec) -> PreTrainedTokenizerBase:
+    """Return the tokenizer alone; errors as `load_teacher`."""
+    return _tokenizer(spec, _find(spec))
+
+
+def _tokenizer(spec: TeacherSpec, source: _Source) -> PreTrainedTokenizerBase:
     tokenizer = _from_files(AutoTokenizer, spec, source)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -62,8 +73,7 @@ def load_teacher(
                 f"the tokenizer of {spec.model} has neither a pad nor an eos token; add one to its files"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    check_teacher(model, tokenizer)
-    return model, tokenizer
+    return tokenizer
 
 
 def _forget_gguf(model: PreTrainedModel) -> None:

@@ -29,4 +29,5 @@ TABLE_MEANINGS: dict[str, str] = {
     "builds": "One built artifact: when, where, from which code, how long.",
     "reevals": "One metric of one shipped model at one date of the schedule, beside the result before.",
     "generations": "One candidate that was generated from because its score was in doubt.",
+    "speculative": "One placement that drafts for full attention: how much stands, and whether it pays.",
 }

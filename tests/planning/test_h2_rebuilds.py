@@ -15,7 +15,7 @@ def measured(*names):
     return {f"{kind}/{name}" for kind in ("evals", "throughput") for name in names}
 
 
-RELEASED = {"matryoshka", "release/sft", *measured("safe", "turbo-50", "turbo")}
+RELEASED = {"matryoshka", "release/sft", "release/export", *measured("safe", "turbo-50", "turbo")}
 FOUND = {"finalists", *measured("b50", "b90"), *RELEASED, *RESULTS}
 SEARCHED = {"placements", *FOUND}
 COSTED = {"cost_model", "allocations", *SEARCHED}
@@ -48,10 +48,14 @@ H2_EDITS = {
         {"supernet", "placements", "audit"},
         {*SEARCHED, "cost_check"},
     ),
-    "release": (["release.sft.steps=3"], {"release/sft", *measured("safe", "turbo", "turbo-50")}, RESULTS),
+    "release": (
+        ["release.sft.steps=3"],
+        {"release/sft", "release/export", *measured("safe", "turbo", "turbo-50")},
+        RESULTS,
+    ),
     "a name": (
         ["release.names={90: fast}"],
-        {"matryoshka", "release/sft", *measured("fast")},
+        {"matryoshka", "release/sft", "release/export", *measured("fast")},
         {*measured("safe", "turbo-50"), *RESULTS},
     ),
 }
@@ -98,5 +102,5 @@ def test_dropping_a_budget_leaves_the_others(home, tiny_recipe_file):
     with open_workspace(str(tiny_recipe_file), home, ["search.budgets=[90.0]"], write=True) as workspace:
         ran = {row.asset for row in workspace.run()}
         rows = workspace.lake.read("placements", "tiny").to_pylist()
-    assert ran == {"matryoshka", "release/sft", *measured("safe", "turbo"), *RESULTS}
+    assert ran == {"matryoshka", "release/sft", "release/export", *measured("safe", "turbo"), *RESULTS}
     assert {row["budget"] for row in rows} == {90.0}

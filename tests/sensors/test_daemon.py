@@ -31,7 +31,7 @@ def measured(*names):
 
 # The tiny recipe with few models, since each is evaluated in runs of its own: teacher, h1, b90.
 FEW = {"h1": {"schedule": [1], "sft": None, "merge": None}, "search": {"budgets": [90.0]}}
-FOUND = {"finalists", "matryoshka", *measured("b90"), *RESULTS}
+FOUND = {"finalists", "matryoshka", "release/export", *measured("b90"), *RESULTS}
 
 # In this order, each on top of the last: the edit, what must run, what may run if what is above it turns out otherwise.
 EDITS = {
@@ -49,7 +49,15 @@ EDITS = {
     "beam width": (lambda recipe: recipe["search"].update(beam=3), {"placements"}, FOUND),
     "a budget": (
         lambda recipe: recipe["search"]["budgets"].append(70.0),
-        {"allocations", "placements", "finalists", "matryoshka", *measured("b70"), *RESULTS},
+        {
+            "allocations",
+            "placements",
+            "finalists",
+            "matryoshka",
+            "release/export",
+            *measured("b70"),
+            *RESULTS,
+        },
         set(),
     ),
     "a mixer more": (
