@@ -6,7 +6,6 @@ and what limits it: `decode_runner_report.measure_decode`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.decode_runner_layers import DecodeLayer, check_decodable, rotation_table
 from apriel_assets.evaluation.decode_runner_mixers import Clock, static_mixer
+from apriel_assets.evaluation.decoded import Decoded, cut_rows
 from apriel_assets.evaluation.generation import evaluating, left_padded
 from apriel_assets.evaluation.token_choice import choose_tokens, uniforms_for
 from apriel_assets.hybrid.caches import native_layers
@@ -23,15 +23,6 @@ from apriel_assets.hybrid.kernels import decode
 
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One row's new tokens."""
-
-    token_ids: list[int]  # the stop token included, unless decoding was cut off
-    log_probs: list[float]  # of each under the model at T = 1, nats
-    finished: bool
 
 
 class DecodeRunner:
@@ -214,7 +205,7 @@ class DecodeRunner:
             self._uniforms.copy_(draws[:, position + 1])
             choose()
         self._longest += position
-        return _rows(tokens.T.tolist(), log_probs.T.tolist(), set(stop_ids))
+        return cut_rows(tokens.T.tolist(), log_probs.T.tolist(), set(stop_ids))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], num_tokens: int, *, temperature: float = 0.0, seed: int = 0,
@@ -299,13 +290,3 @@ class DecodeRunner:
                 f"{num_tokens} more tokens do not fit: rows hold up to {self._longest} of {self.capacity}; make the "
                 "runner with more capacity"
             )
-
-
-def _rows(tokens: list[list[int]], log_probs: list[list[float]], stops: set[int]) -> list[Decoded]:
-    """Cut each row after its first stop token."""
-    decoded = []
-    for ids, figures in zip(tokens, log_probs, strict=True):
-        end = next((index for index, token in enumerate(ids) if token in stops), None)
-        length = len(ids) if end is None else end + 1
-        decoded.append(Decoded(ids[:length], figures[:length], end is not None))
-    return decoded

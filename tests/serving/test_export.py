@@ -30,6 +30,8 @@ class Block:
             raise ImportError(f"No module named {name!r}")
 
 sys.meta_path.insert(0, Block())
+for name in [name for name in sys.modules if name.split(".")[0] == "apriel_assets"]:
+    del sys.modules[name]  # what our .pth file has imported
 try:
     import apriel_assets
 except ImportError:
