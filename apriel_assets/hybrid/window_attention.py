@@ -59,8 +59,11 @@ def window_attention(
         for each in (key, value)
     )
     ahead = torch.arange(span, device=query.device) - torch.arange(block, device=query.device)[:, None]
+    queries, keys, values = (each.transpose(1, 2).flatten(0, 1) for each in (queries, keys, values))
     rest = functional.scaled_dot_product_attention(
-        *(each.transpose(1, 2).flatten(0, 1) for each in (queries, keys, values)),
+        queries,
+        keys,
+        values,
         attn_mask=(ahead >= 0) & (ahead < window),
         **settings,
     )
