@@ -39,8 +39,11 @@ def window_attention(
     length, block = query.shape[2], _block(window)
     settings: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
     shared = key.shape[1] < query.shape[1]
+    begin = slice(0, window)
     first = functional.scaled_dot_product_attention(
-        *(values[:, :, :window] for values in (query, key, value)),
+        query[:, :, begin],
+        key[:, :, begin],
+        value[:, :, begin],
         is_causal=True,
         enable_gqa=shared,
         **settings,
