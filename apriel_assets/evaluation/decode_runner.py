@@ -171,8 +171,9 @@ class DecodeRunner:
 
     @torch.inference_mode()
     def decode(
-        self, num_tokens: int, *, temperature: float = 0.0, seed: int = 0, stop_ids: Sequence[int] = ()
-    ) -> list[Decoded]:
+        self, num_tokens: int, *, temperature: float = 0.0, seed: int = 0, stop_ids: Sequence[int] = (),
+        draws: Tensor | None = None,
+    ) -> list[Decoded]:  # fmt: skip
         """Go on from `logits` for at most `num_tokens` tokens a row; tokens are chosen on the device.
 
         A row's randomness depends on (seed, row) alone. Rows that have ended go on unseen until all have.
@@ -182,9 +183,11 @@ class DecodeRunner:
             temperature: 0 = greedy.
             seed: of the sampling.
             stop_ids: tokens that end a row.
+            draws: numbers in [0, 1) that choose instead of the seed, `[batch, num_tokens]`.
         """
         self._check_room(num_tokens - 1)
-        draws = uniforms_for(seed, [(row, 0) for row in range(self.batch_size)], num_tokens, temperature)
+        if draws is None:
+            draws = uniforms_for(seed, [(row, 0) for row in range(self.batch_size)], num_tokens, temperature)
         draws = draws.to(self._device)
         tokens = torch.zeros(num_tokens, self.batch_size, dtype=torch.long, device=self._device)
         log_probs = torch.zeros(num_tokens, self.batch_size, device=self._device)

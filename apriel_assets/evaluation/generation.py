@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from apriel_assets.errors import UserError
+from apriel_assets.evaluation.generation_checks import check_arguments, check_prompts
 from apriel_assets.evaluation.token_choice import StopStrings, choose_tokens, uniforms_for
 from apriel_assets.progress import Progress, silent
 
@@ -104,8 +104,10 @@ def generate_from_ids(
         stop_strings: a completion that holds one of them is finished; the text may go on a little behind it.
         numbers: what stands for a prompt's position in its randomness; None: the position.
     """
-    _check_arguments(temperature, seed, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
-    _check_prompts(prompt_ids, max_new_tokens, model)
+    from apriel_assets.evaluation import runner_generation  # which stands on this module
+
+    check_arguments(temperature, seed, max_new_tokens=max_new_tokens, samples=samples, batch_size=batch_size)
+    check_prompts(prompt_ids, max_new_tokens, model)
     pad_id: Any = tokenizer.pad_token_id or 0  # what stands in padded places is masked, so any id does
     stops = torch.tensor(sorted(stop_token_ids(model, tokenizer)), dtype=torch.long, device=model.device)
     says_stop = StopStrings(tokenizer, stop_strings) if stop_strings else None
@@ -114,13 +116,20 @@ def generate_from_ids(
     order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
     rows = [(prompt, sample) for prompt in order for sample in range(samples)]
     found: dict[tuple[int, int], Completion] = {}
+    longest = max(map(len, prompt_ids), default=0) + max_new_tokens
+    num_rows = min(batch_size, len(rows))
+    runner = None if stop_strings else runner_generation.runner_for(model, num_rows, longest, temperature)
     started, tokens = time.perf_counter(), 0
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
             drawn = [(prompt if numbers is None else numbers[prompt], sample) for prompt, sample in batch]
             draws = uniforms_for(seed, drawn, max_new_tokens, temperature)
-            completions = _complete_batch(model, prompt_ids, batch, settings, draws)
+            if runner is None:
+                completions = _complete_batch(model, prompt_ids, batch, settings, draws)
+            else:
+                own = [prompt_ids[prompt] for prompt, _ in batch]
+                completions = runner_generation.complete(runner, own, draws, temperature, stops.tolist())
             found.update(zip(batch, _with_text(completions, tokenizer), strict=True))
             tokens += sum(len(completion.token_ids) for completion in completions)
             progress(len(found), len(rows), tokens_per_s=tokens / (time.perf_counter() - started))
@@ -274,25 +283,3 @@ def _with_text(completions: Iterable[Completion], tokenizer: PreTrainedTokenizer
         Completion(c.token_ids, c.log_probs, text, c.finished, c.sampled_log_probs)
         for c, text in zip(completions, texts, strict=True)
     ]
-
-
-def _check_arguments(temperature: float, seed: int, **counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature={temperature} must be 0 (greedy) or positive")
-    if seed < 0:
-        raise UserError(f"seed={seed} must be 0 or more")
-
-
-def _check_prompts(prompt_ids: Sequence[Sequence[int]], max_new_tokens: int, model: PreTrainedModel) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for index, ids in enumerate(prompt_ids):
-        if not ids:
-            raise UserError(f"prompt {index} has no tokens; give at least one")
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise UserError(
-                f"prompt {index} has {len(ids)} tokens, with max_new_tokens={max_new_tokens} more than the"
-                f" model's {limit} positions; shorten it or lower max_new_tokens"
-            )
