@@ -160,7 +160,8 @@ def test_later_patterns_win_and_groups_count():
     assert config.of("report", "results").gpus == 0
     assert config.of("evals/h1", "evals").gpus == 1
     assert asdict(config.of("h1/h3", "h1")) == {
-        "launcher": "process", "gpus": 2, "processes": 1, "timeout_s": 9.0, "retries": 0,
+        "launcher": "process", "gpus": 2, "processes": 1, "machines": 1, "machine_launcher": (), "timeout_s": 9.0,
+            "retries": 0,
     }  # fmt: skip
     assert (config.pool_of("h1/h3", "h1"), config.pool_of("report", "results")) == ("gpu", None)
 

@@ -20,6 +20,7 @@ pytest.importorskip("prometheus_client")
 openai = pytest.importorskip("openai")
 
 PROMPT = "recall : a = 1 , b = 2 . ask a ?"
+NUM_TOKENS = 160  # so many that they cannot arrive together, however busy the machine
 LONG = {"max_tokens": 150, "temperature": 1.5}
 
 
@@ -70,7 +71,7 @@ def test_an_openai_client_streams_from_two_placements_at_once(client, expected):
     models = {"tiny-safe": "safe", "tiny-turbo": "turbo"}
     threads = [
         threading.Thread(
-            target=streamed, args=(client, model, found), kwargs={"max_tokens": 24, "temperature": 0}
+            target=streamed, args=(client, model, found), kwargs={"max_tokens": NUM_TOKENS, "temperature": 0}
         )
         for model in models
     ]
@@ -80,7 +81,7 @@ def test_an_openai_client_streams_from_two_placements_at_once(client, expected):
         thread.join()
     for model, placement in models.items():
         assert len(found[model]) > 3, "it did not come piece by piece"
-        assert "".join(text for _, text in found[model]) == expected[placement]
+        assert "".join(text for _, text in found[model]).startswith(expected[placement])
     one, other = ([at for at, _ in found[model]] for model in models)
     assert max(one[0], other[0]) < min(one[-1], other[-1])
 
