@@ -1,6 +1,7 @@
 """An engine's process: one that never worked is told of, one that dies comes back, nothing of it is left behind."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -42,6 +43,47 @@ def test_one_whose_checkpoint_cannot_be_read_says_why(tmp_path):
         await own.stop()
 
     asyncio.run(run())
+
+
+# Speaks as an engine does: one token for each request, then nothing; what it is told goes into a file.
+MADE_UP = """
+import json, socket, sys
+with socket.socket(fileno=int(sys.argv[1])) as connection, open(sys.argv[2], "w", buffering=1) as told:
+    stream = connection.makefile("rwb", buffering=0)
+    stream.write(b'{"ready": {"pid": 0}}\\n')
+    for line in stream:
+        told.write(line.decode())
+        if "submit" in (message := json.loads(line)):
+            event = [message["submit"]["id"], 7, None]
+            stream.write(json.dumps({"events": [event], "running": 1, "waiting": 0}).encode() + b"\\n")
+"""
+
+
+def test_leaving_a_request_cancels_it(monkeypatch, tmp_path):
+    told = tmp_path / "told"
+
+    def command(settings, descriptor):
+        return [sys.executable, "-c", MADE_UP, str(descriptor), str(told)]
+
+    monkeypatch.setattr(module, "command", command)
+
+    async def run():
+        own = engine(tmp_path)
+        await asyncio.wait_for(own.start(), 30)
+        for _ in range(2):
+            source = own.tokens([5], Sampling(max_new_tokens=9), frozenset())
+            assert await anext(source) == ([7], None)
+            await source.aclose()
+        for _ in range(200):
+            if told.read_text().count("cancel") == 2:
+                break
+            await asyncio.sleep(0.02)
+        await own.stop()
+
+    asyncio.run(run())
+    messages = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [next(iter(own)) for own in messages] == ["submit", "cancel", "submit", "cancel"]
+    assert [own["cancel"] for own in messages if "cancel" in own] == [0, 1]
 
 
 def test_one_that_dies_comes_back_and_stopping_leaves_nothing(monkeypatch, release):
