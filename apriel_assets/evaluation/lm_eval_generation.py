@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from apriel_assets.errors import UserError
+from apriel_assets.evaluation import runner_generation
 from apriel_assets.evaluation.decode_runner import DecodeRunner
-from apriel_assets.evaluation.decode_runner_layers import check_decodable
 from apriel_assets.evaluation.generation import evaluating, generate_from_ids, stop_token_ids
 from apriel_assets.evaluation.token_choice import StopStrings
 from apriel_assets.hybrid.model import HybridForCausalLM
@@ -89,13 +88,9 @@ def _rows_at_once(device: str, tokens: int) -> int:
 
 def _runs_on_runner(model: HybridForCausalLM, prompts: Sequence[Sequence[int]], wanted: Wanted) -> bool:
     # The runner draws by row, not by request: sampled answers would change with the batch.
-    if model.device.type != "cuda" or wanted.temperature or len(prompts) < _LEAST_RUNNER_ROWS:
+    if wanted.temperature or len(prompts) < _LEAST_RUNNER_ROWS:
         return False
-    try:
-        check_decodable(model, _capacity(prompts, wanted))
-    except UserError:
-        return False
-    return True
+    return runner_generation.applies(model, _capacity(prompts, wanted), wanted.temperature)
 
 
 def _capacity(prompts: Sequence[Sequence[int]], wanted: Wanted) -> int:

@@ -4,6 +4,7 @@
 ends when the socket does, that is with the process that started it, however that ends.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -67,29 +68,21 @@ class _Channel:
 def serve(settings: EngineSettings, connection: socket.socket) -> None:
     """Load the model, say so, and decode until the socket closes."""
     channel = _Channel(connection)
-    try:
-        batch = _load(settings)
-    except UserError as error:
-        channel.send({"failed": str(error)})
-        return
-    channel.send(
-        {
-            "ready": {
-                "pid": os.getpid(),
-                "weight_bytes": batch.runner.num_parameter_bytes,
-                "cache_bytes": batch.runner.cache_bytes,
-            }
-        }
-    )
-    try:
+    # Whoever started us may leave at any moment, also while the model loads; then nobody wants to hear more.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        try:
+            batch = _load(settings)
+        except UserError as error:
+            channel.send({"failed": str(error)})
+            return
+        sizes = {"weight_bytes": batch.runner.num_parameter_bytes, "cache_bytes": batch.runner.cache_bytes}
+        channel.send({"ready": {"pid": os.getpid(), **sizes}})
         while True:
             messages = channel.receive(wait=batch.is_idle)
             events = _heed(batch, messages) + batch.step()
             if events or messages:
                 counts = {"running": batch.num_running, "waiting": batch.num_waiting}
                 channel.send({"events": events_to_list(events), **counts})
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
 
 
 def _load(settings: EngineSettings) -> ContinuousBatch:

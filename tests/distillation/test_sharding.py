@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apriel_assets.distillation.sampling import PlacementSampler
 from apriel_assets.distillation.trainer import train
 from apriel_assets.errors import UserError
 from tests.distillation import two_processes as runs
+from tests.distillation.test_supernet import mixers_of
 from tests.distillation.tiny_llama import make_llama, make_traces
 
 # fp32 sums in another order, over a few steps; bf16 weights may round to a neighbour.
@@ -52,24 +54,25 @@ def test_two_processes_train_as_one_does(out, case, mode):
     together, expected = load_file(out / f"{case}-{mode}.safetensors"), alone(case)
     assert together.keys() == expected.keys()
     for name, tensor in together.items():
-        torch.testing.assert_close(tensor, expected[name], atol=TOLERANCE.get(case, 2e-5), rtol=0, msg=name)
+        torch.testing.assert_close(tensor, expected[name], atol=TOLERANCE.get(case, 1e-5), rtol=0, msg=name)
 
 
 def test_the_tolerance_is_a_small_part_of_what_moves(out):
     start = runs.hybrid().state_dict()
     for case in ("muon", "adamw", "bf16"):
         moved = max((tensor.float() - start[name]).abs().max().item() for name, tensor in alone(case).items())
-        assert moved > 4 * TOLERANCE.get(case, 2e-5)
+        assert moved > 4 * TOLERANCE.get(case, 1e-5)
 
 
 def test_only_what_was_sampled_moves(out):
-    start = runs.new_supernet().state_dict()
+    fresh = runs.new_supernet()
+    sampler = PlacementSampler(fresh.mixers, runs.SUPERNET, seed=0)
+    assert {sampler.placement(step)[0] for step in range(runs.SUPERNET.steps)} == {"fa", "gdn"}
+    start = fresh.state_dict()
     for mode in runs.MODES:
         weights = load_file(out / f"supernet-{mode}.safetensors")
-        moved = [name for name in weights if not torch.equal(weights[name], start[name])]
-        places = {name.split(".self_attn.mixers.")[-1].split(".")[0] for name in moved}
-        assert places == {"gdn", "mamba"}
-        assert all(".layers.0." in name or ".layers.2." in name for name in moved)
+        moved = {name for name, tensor in weights.items() if not torch.equal(tensor, start[name])}
+        assert mixers_of(moved) == {(0, "gdn"), (2, "mamba")}
 
 
 @pytest.mark.parametrize("mode", runs.MODES)
@@ -79,7 +82,7 @@ def test_what_two_saved_goes_on_in_one(out, mode):
     whole, expected = runs.distil()
     assert seen == [5, 6]
     for name, tensor in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], tensor, atol=2e-5, rtol=0, msg=name)
+        torch.testing.assert_close(resumed.state_dict()[name], tensor, atol=1e-5, rtol=0, msg=name)
     losses = [table.column("loss_nats").to_pylist() for table in (rows, expected)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-6)
 

@@ -75,3 +75,17 @@ def test_runs_on_a_gpu_alone_and_where_its_log_probs_are_what_is_asked():
     assert not runner_generation.applies(OnGpu(model), 10_000, 0)  # more than the model has positions
     assert not runner_generation.applies(OnGpu(tiny_teacher()), 20, 0)
     assert not isinstance(tiny_teacher(), HybridForCausalLM)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_on_a_gpu_it_writes_what_the_loop_writes(monkeypatch, temperature):
+    model = make_model().cuda()
+    options = {"max_new_tokens": 9, "temperature": temperature, "samples": 2, "seed": 3, "batch_size": 4}
+    found = generate(model, Tokenizer(), PROMPTS, **options)
+    monkeypatch.setattr(runner_generation, "applies", lambda *_: False)
+    expected = generate(model, Tokenizer(), PROMPTS, **options)
+    for mine, theirs in zip(chain(*found), chain(*expected), strict=True):
+        assert mine.token_ids == theirs.token_ids
+        assert mine.log_probs == pytest.approx(theirs.log_probs, abs=5e-3)  # attention in tf32

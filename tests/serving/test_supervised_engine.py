@@ -4,13 +4,14 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 
 import psutil
 import pytest
 
 from apriel_assets.serving import supervised_engine as module
-from apriel_assets.serving.engine_process import EngineSettings
+from apriel_assets.serving.engine_process import EngineSettings, serve
 from apriel_assets.serving.sampling import Sampling
 from apriel_assets.serving.supervised_engine import EngineGoneError, SupervisedEngine
 
@@ -43,6 +44,16 @@ def test_one_whose_checkpoint_cannot_be_read_says_why(tmp_path):
         await own.stop()
 
     asyncio.run(run())
+
+
+def test_one_whose_starter_left_while_it_loaded_ends_without_a_word(release):
+    ours, theirs = socket.socketpair()
+    ours.close()
+    settings = EngineSettings(
+        directory=str(release / "engines" / "turbo"), num_slots=1, capacity=8, num_threads=1
+    )
+    with theirs:
+        assert serve(settings, theirs) is None
 
 
 # Speaks as an engine does: one token for each request, then nothing; what it is told goes into a file.
