@@ -148,3 +148,14 @@ def apriel(monkeypatch, capsys):
         return ended.value.code, out, err
 
     return call
+
+
+@pytest.fixture
+def blank_report(monkeypatch):
+    """Leave the pictures out of the report: drawing takes seconds in every run and has tests of its own."""
+    from apriel_assets.reporting import report
+
+    def page(tables, *, recipe, provenance):
+        return f"<p>{recipe}: {len(tables)} tables</p>"
+
+    monkeypatch.setattr(report, "render_report", page)

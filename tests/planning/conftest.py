@@ -1,4 +1,4 @@
-"""An empty home for graphs of numbers."""
+"""An empty home for graphs of numbers; whole runs draw no pictures."""
 
 import shutil
 
@@ -6,6 +6,11 @@ import pytest
 from number_graph import Bench
 
 from resources.home import open_instance, prepare_home
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(blank_report):
+    pass
 
 
 @pytest.fixture(scope="session")
