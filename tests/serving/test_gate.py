@@ -29,17 +29,17 @@ def request(key=None, body=b"", announced=None):
 )
 def test_wrong_keys_are_refused(key):
     with pytest.raises(HTTPException) as refused:
-        Gate(Limits(), ["right", "other"]).check_key(request(key))
+        Gate(Limits(), ["right", "other"]).check(request(key))
     assert refused.value.status_code == 401
 
 
 @pytest.mark.parametrize("key", ["Bearer right", "bearer other", "Bearer right "])
 def test_right_keys_pass(key):
-    Gate(Limits(), ["right", "other"]).check_key(request(key))
+    Gate(Limits(), ["right", "other"]).check(request(key))
 
 
 def test_no_keys_ask_for_none():
-    Gate(Limits(), []).check_key(request())
+    Gate(Limits(), []).check(request())
 
 
 def test_bodies_have_a_size():
