@@ -4,7 +4,9 @@ A re-run replaces a file as a whole, so there are no appends and no duplicates; 
 """
 
 import contextlib
+import glob
 import os
+import re
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -120,7 +122,9 @@ class Lake:
         files = [path for own in patterns for path in (self.home / "lake" / name / recipe).glob(own)]
         # By DuckDB: thousands of small files one by one would take pyarrow several times as long.
         with duckdb.connect() as connection:
-            rows = connection.execute(table_source(name, sorted(map(str, files)))).to_arrow_table()
+            rows = connection.execute(
+                table_source(name, sorted(glob.escape(str(path)) for path in files))
+            ).to_arrow_table()
         schema = _schema(name)
         return rows.select(schema.names).cast(schema)
 
@@ -146,9 +150,10 @@ class Lake:
         if not catalog_is_current(self.home / CATALOG, self.home.resolve() / "lake"):
             self.rebuild_catalog()
         connection = duckdb.connect(str(self.home / CATALOG), read_only=True)
-        lake = quoted(str(self.home.resolve() / "lake"))
+        lake = str(self.home.resolve() / "lake")
+        allowed = ", ".join(map(quoted, dict.fromkeys((lake, glob.escape(lake)))))  # as views write it, too
         memory = f"memory_limit = '{_memory_limit()}B'"
-        for setting in (*_CLOSED, memory, f"allowed_directories = [{lake}]", *_LOCKED):
+        for setting in (*_CLOSED, memory, f"allowed_directories = [{allowed}]", *_LOCKED):
             connection.execute(f"SET {setting}")
         return connection
 
@@ -188,7 +193,10 @@ class Lake:
     def _result(
         self, sql: str, parameters: Mapping[str, Any] | None = None, seconds: float | None = None
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self.connect() as connection, _interrupted_after(seconds, connection):
+        if re.search(r"[\ud800-\udfff]", sql):  # as arguments of a command come that are not UTF-8
+            raise UserError("the statement is not UTF-8 text")
+        over = threading.Event()
+        with self.connect() as connection, _interrupted_after(seconds, connection, over):
             try:
                 statements = connection.extract_statements(sql)
                 if len(statements) != 1:
@@ -197,13 +205,15 @@ class Lake:
                 if statements[0].type not in _READING:
                     raise UserError(f"only queries are allowed, not {statements[0].type.name}; try SELECT")
                 yield connection.execute(sql, parameters)
-            # Arrow wraps what DuckDB raises while batches are read.
-            except (duckdb.Error, pa.ArrowException) as error:
-                lines = str(error).splitlines() or [type(error).__name__]
-                if "INTERRUPT" in lines[0]:
+            except Exception as error:
+                # Of whatever kind: who reads rows meets an interrupt as that reader's error.
+                if over.is_set():
                     raise UserError(
                         f"the query took longer than {seconds:g} s; ask for less, or give --timeout"
                     ) from error
+                if not isinstance(error, duckdb.Error | pa.ArrowException | MemoryError):
+                    raise
+                lines = str(error).splitlines() or [type(error).__name__]
                 names = ", ".join([*TABLES, *VIEWS])
                 raise UserError(f"SQL refused: {lines[0]}; tables: {names}") from error
 
@@ -213,12 +223,19 @@ def _memory_limit() -> int:
 
 
 @contextlib.contextmanager
-def _interrupted_after(seconds: float | None, connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Interrupt what a connection computes when the time is over; None: never."""
+def _interrupted_after(
+    seconds: float | None, connection: duckdb.DuckDBPyConnection, over: threading.Event
+) -> Iterator[None]:
+    """Interrupt what a connection computes when the time is over, and say so; None: never."""
+
+    def interrupt() -> None:
+        over.set()
+        connection.interrupt()
+
     if seconds is None:
         yield
         return
-    timer = threading.Timer(seconds, connection.interrupt)
+    timer = threading.Timer(seconds, interrupt)
     timer.start()
     try:
         yield

@@ -139,7 +139,7 @@ def _post(config: JudgeConfig, messages: Messages) -> Any:
     headers = {"Content-Type": "application/json"}
     if (key := _key(config)) is not None:
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310  the config takes http and https alone
         f"{config.base_url.rstrip('/')}/chat/completions",
         data=json.dumps(body | {"max_tokens": config.max_tokens}).encode(),
         headers=headers,
