@@ -1,5 +1,6 @@
 """Fuzzing in two lengths: short and always the same inputs, or long and new ones every time (`-m soak`)."""
 
+import os
 from typing import Any
 
 import pytest
@@ -48,7 +49,8 @@ def _nested(depth: int) -> Any:
 
 
 def lengths(short: int, long: int):
-    """Parametrize a test over how many inputs it tries: `num_inputs`."""
+    """Parametrize a test over how many inputs it tries: `num_inputs`; of the long one, APRIEL_FUZZ_INPUTS says."""
+    long = int(os.environ.get("APRIEL_FUZZ_INPUTS", long))
     marks = [pytest.param(short, id="short"), pytest.param(long, id="long", marks=pytest.mark.soak)]
     return pytest.mark.parametrize("num_inputs", marks)
 
