@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from apriel_assets.evaluation.token_choice import choose_tokens
 from apriel_assets.hybrid.mixers.delta.chunked import delta_rule_chunked
 from apriel_assets.hybrid.mixers.delta.reference import delta_rule_reference
 from apriel_assets.hybrid.mixers.mamba.chunked import selective_scan_chunked
@@ -104,3 +105,6 @@ def test_any_temperature_gives_a_distribution(temperature):
     found = probabilities(logits, [Sampling(max_new_tokens=1, temperature=temperature)])
     assert found.sum().item() == pytest.approx(1)
     assert found.argmax().item() == 0
+    tokens, log_probs = choose_tokens(logits, temperature, torch.tensor([0.01], dtype=torch.float64))
+    assert tokens.tolist() == [0]
+    assert log_probs.isfinite().all()
