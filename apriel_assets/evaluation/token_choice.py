@@ -19,7 +19,9 @@ def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple
         return chosen, torch.stack([figure, figure])
     # From the likeliest down, as in serving: at a temperature near 0 all would be infinite else.
     below = log_probs if temperature == 1 else log_probs - log_probs.amax(-1, keepdim=True)
-    sampled = log_probs if temperature == 1 else (below / max(temperature, _LEAST_TEMPERATURE)).log_softmax(-1)
+    sampled = (
+        log_probs if temperature == 1 else (below / max(temperature, _LEAST_TEMPERATURE)).log_softmax(-1)
+    )
     # Inverse transform: the first token whose cumulative probability exceeds u. One uniform number a token
     # makes the choice independent of the batch. fp64, since fp32 sums over a vocabulary lose the rare tokens.
     cumulative = sampled.double().exp().cumsum(-1)

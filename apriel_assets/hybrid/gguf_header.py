@@ -1,6 +1,6 @@
 """Walk through a GGUF file's header with every length checked against the file.
 
-The library that reads it takes lengths as they are: an array of 2^60 items that are not there keeps it busy for ever.
+Libraries that read one take lengths as they are: what comes of an array of 2^60 items is then up to their version.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
