@@ -84,6 +84,10 @@ def find_model(name: str | None, home: Path) -> Found:
     )
     row = _released_row(rows, home) if name is None else _named_row(rows, name, home)
     directory = None if row["path"] is None else home / row["path"]
+    if directory is not None and not directory.resolve().is_relative_to(home.resolve()):
+        raise UserError(
+            f"{row['model']} is said to be at {row['path']}, which is not in {home}; build it again"
+        )
     return Found(
         name=row["model"],
         directory=directory,
@@ -167,7 +171,12 @@ def _tokenizer(directory: Path, home: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     if (directory / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        from apriel_assets.hybrid.foreign_files import in_one_line
+
+        return in_one_line(
+            f"the tokenizer of {directory}",
+            lambda: AutoTokenizer.from_pretrained(directory, trust_remote_code=False),
+        )
     if (home / "artifacts" / "teacher").is_dir():
         from apriel_assets.hybrid.teacher import load_tokenizer
 

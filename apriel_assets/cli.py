@@ -118,6 +118,9 @@ def query(
     to: Annotated[
         Path | None, typer.Option("--to", help="Write to this .csv or .parquet file instead.")
     ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, max=1e6, help="Seconds that the query may take.")
+    ] = 300.0,
     as_json: JsonOption = False,
 ) -> None:
     """Run read-only SQL over the result tables. Works while a run is writing."""
@@ -128,14 +131,14 @@ def query(
 
     if to is not None:
         check_name(to)
-        rows = Lake(find_home(home)).arrow(sql)
-        write_file(rows, to)
-        return _print_json({"file": str(to), "rows": rows.num_rows}) if as_json else typer.echo(to)
+        with Lake(find_home(home)).arrow_batches(sql, timeout) as batches:
+            count = write_file(batches, to)
+        return _print_json({"file": str(to), "rows": count}) if as_json else typer.echo(to)
     allowed = ("table", "json", "csv")
     if output not in allowed:
         raise UserError(f"--format {output}: not a format; choose one of {', '.join(allowed)}")
-    columns, rows = Lake(find_home(home)).query(sql)
-    terminal.print_rows(columns, rows, "json" if as_json else output)
+    with Lake(find_home(home)).rows(sql, timeout) as (columns, batches):
+        terminal.print_rows(columns, batches, "json" if as_json else output)
 
 
 @app.command()

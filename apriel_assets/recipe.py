@@ -4,7 +4,7 @@ Sections are made of the compute packages' own frozen config classes, so a key o
 that reads it. Nothing heavy is imported here: the Dagster code location loads this module.
 """
 
-import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -28,9 +28,11 @@ from apriel_assets.recipe_sections import (
     TasksSection,
     nearest_key,
 )
+from apriel_assets.recipe_values import refuse_non_numbers, refuse_secrets
 from apriel_assets.scoring.config import StoreConfig
 from apriel_assets.search.config import GIVEN, MEASURED, CostsConfig
 from apriel_assets.search.costs import PUBLISHED
+from apriel_assets.strict_yaml import parse_yaml, read_yaml
 from resources.launchers.config import ExecutionConfig
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -44,9 +46,9 @@ Owner = Annotated[str, Field(pattern=rf"^(team:[A-Za-z0-9_]+|{_EMAIL})$")]
 class Recipe(Section):
     """Everything a run depends on. Equal recipes give equal results."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)  # a directory's
     owners: tuple[Owner, ...] = ("team:modelling",)  # shown in the UI; nothing depends on them
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # what every generator takes
     teacher: TeacherSpec
     tasks: TasksSection
     store: StoreConfig = StoreConfig()
@@ -144,12 +146,7 @@ def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
         raise UserError(
             f"recipe {name_or_path}: no such file or shipped recipe; shipped: {', '.join(shipped_recipes())}"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: not valid YAML: {error}") from error
-    except OSError as error:
-        raise UserError(f"recipe {path}: {error.strerror}") from error
+    content = read_yaml(path, "recipe")
     if not isinstance(content, dict):
         raise UserError(
             f"recipe {path}: expected sections (teacher, tasks, ...), got {type(content).__name__}"
@@ -157,10 +154,13 @@ def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
     content.setdefault("name", path.stem)
     for overlay in overlays:
         _apply_overlay(content, overlay)
+    refuse_secrets(content, f"recipe {path.stem}")
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_first_problem(error)}") from error
+    refuse_non_numbers(content, f"recipe {path.stem}")
+    return recipe
 
 
 def save_recipe(recipe: Recipe, home: Path) -> None:
@@ -177,14 +177,15 @@ def _apply_overlay(content: dict[str, Any], overlay: str) -> None:
     if not separator or not all(keys):
         raise UserError(f"--set {overlay}: expected section.key=value, e.g. --set h1.distill.steps=50")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {overlay}: the value is not YAML: {error}") from error
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--set {path}: the value is not YAML: {error}") from error
+    refuse_secrets({path: value}, "--set")
     target: Any = content
     for key in keys[:-1]:
         inner = target.setdefault(key, {})
         if not isinstance(inner, dict):
-            raise UserError(f"--set {overlay}: {key} holds {json.dumps(inner, default=str)}, it has no keys")
+            raise UserError(f"--set {path}: {key} holds {str(inner)[:80]}, it has no keys")
         target = inner
     target[keys[-1]] = value
 
@@ -200,7 +201,7 @@ def _first_problem(error: ValidationError) -> str:
     else:
         text = (f"{where}: " if where else "") + problem["msg"].removeprefix("Value error, ")
         if isinstance(problem["input"], str | int | float | bool | None):
-            text += f" (got {problem['input']!r})"
+            text += f" (got {textwrap.shorten(repr(problem['input']), 80)})"
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 

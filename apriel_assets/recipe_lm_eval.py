@@ -4,6 +4,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from apriel_assets.assets.task_keys import lm_eval_key
 from apriel_assets.errors import UserError
@@ -102,10 +103,14 @@ def _unreachable() -> str | None:
     if named := [name for name in _OFFLINE if os.environ.get(name, "").lower() in ("1", "true", "yes", "on")]:
         return f"{named[0]} is set"
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    host = urlsplit(address).hostname or "HF_ENDPOINT"  # of a mirror's address the rest may be a password
+    if urlsplit(address).scheme not in ("http", "https"):
+        return "HF_ENDPOINT is no http address"
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_REACH_SECONDS).close()
+        asked = urllib.request.Request(address, method="HEAD")  # noqa: S310  http or https, as checked
+        urllib.request.urlopen(asked, timeout=_REACH_SECONDS).close()  # noqa: S310
     except urllib.error.HTTPError:
         return None  # it answers
     except OSError as error:
-        return f"{address} does not answer ({error})"
+        return f"{host} does not answer ({error})"
     return None

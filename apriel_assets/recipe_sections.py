@@ -263,8 +263,8 @@ class ReleaseSection(Section):
             raise ValueError(f"names {names} must differ from each other and from safe, which is all-FA")
         if "auto" in names:
             raise ValueError("a name cannot be auto: the endpoint's router is called so")
-        if bad := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]:
-            raise ValueError(f"name {bad[0]!r} may have letters, digits, - and _ only")
+        if bad := [name for name in names if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name)]:
+            raise ValueError(f"name {bad[0]!r} may have letters, digits, - and _ only, at most 100")
         return self
 
     def name_of(self, budget: float) -> str:

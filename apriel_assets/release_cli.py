@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apriel_assets.errors import UserError
+from apriel_assets.printable import printable
 
 if TYPE_CHECKING:
     from apriel_assets.serving.terminal_text import Written
@@ -196,7 +197,7 @@ def _print_end(name: str, written: "Written", as_json: bool) -> None:
 
 
 def _print_piece(text: str) -> None:
-    print(text, end="", flush=True)
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def _figures(name: str, written: "Written") -> str:
@@ -212,7 +213,7 @@ def _print_side_by_side(found: dict[str, "Written"]) -> None:
     from rich.text import Text
 
     table = Table(*found, show_lines=True)
-    table.add_row(*(Text(own.text) for own in found.values()))
+    table.add_row(*(Text(printable(own.text)) for own in found.values()))
     table.add_row(*(_figures("", own).removeprefix(": ") for own in found.values()))
     Console().print(table)
 

@@ -1,7 +1,7 @@
 """What the commands show: progress bars, the plan, result rows, the final table."""
 
 import csv
-import io
+import itertools
 import json
 import math
 import sys
@@ -16,8 +16,11 @@ from rich.text import Text
 
 from apriel_assets.errors import UserError
 from apriel_assets.planning.plan import Plan, Totals
+from apriel_assets.printable import printable
 from apriel_assets.workspace import REPORT, Workspace
 from resources import listeners
+
+_MOST_SHOWN = 10_000  # rows of a table: more are for programs
 
 
 class RunDisplay:
@@ -128,28 +131,43 @@ def _gpu_time(seconds: float) -> str:
     return f"{seconds:.1f} GPU seconds" if seconds < 3600 else f"{seconds / 3600:,.1f} GPU-hours"
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[tuple], output: str) -> None:
-    """Print query results as a table, JSON (list of objects) or CSV."""
+def print_rows(columns: Sequence[str], batches: Iterator[list[tuple]], output: str) -> None:
+    """Print query results as a table of the first rows, or all as JSON (list of objects) or CSV."""
     if output == "json":
-        sys.stdout.write(
-            json.dumps([dict(zip(columns, map(_finite, row), strict=True)) for row in rows], default=str)
-            + "\n"
-        )
+        separator = "["
+        for row in itertools.chain.from_iterable(batches):
+            named = dict(zip(columns, map(_finite, row), strict=True))
+            sys.stdout.write(separator + json.dumps(named, default=str))
+            separator = ", "
+        sys.stdout.write("]\n" if separator == ", " else "[]\n")
     elif output == "csv":
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
+        writer = csv.writer(_Shown(), lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
-        sys.stdout.write(buffer.getvalue())
+        for rows in batches:
+            writer.writerows(rows)
     else:
-        table = Table()
-        for column in columns:
-            table.add_column(Text(column))
-        for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row))
-        console = open_console()
-        console.print(table)
-        console.print(f"{len(rows)} rows")
+        _print_table(columns, list(itertools.islice(itertools.chain.from_iterable(batches), _MOST_SHOWN + 1)))
+
+
+class _Shown:
+    """Standard output, without control sequences where a person looks at it."""
+
+    def write(self, text: str) -> None:
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[tuple]) -> None:
+    table = Table()
+    for column in columns:
+        table.add_column(Text(printable(column)))
+    for row in rows[:_MOST_SHOWN]:
+        table.add_row(*(Text(printable(_cell(value))) for value in row))
+    console = open_console()
+    console.print(table)
+    more = len(rows) > _MOST_SHOWN
+    console.print(
+        f"the first {_MOST_SHOWN} rows; all with --format csv or --to" if more else f"{len(rows)} rows"
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The DuckDB catalog of a lake: a view per result table, views and macros for common questions, comments on all."""
 
 import contextlib
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,13 +105,14 @@ def table_source(name: str, files: Sequence[str]) -> str:
     if files:
         listed = ", ".join(map(quoted, files))
         # By name, after the schema: files of an older version lack columns, and every column must be there.
-        source += f" UNION ALL BY NAME SELECT * FROM read_parquet([{listed}], union_by_name = true)"
+        source += f" UNION ALL BY NAME SELECT * FROM read_parquet([{listed}], union_by_name = true)"  # noqa: S608  quoted
     return source
 
 
 def _table_view(name: str, lake: Path) -> str:
     found = any((lake / name).glob("*/*.parquet"))
-    return f'CREATE VIEW "{name}" AS {table_source(name, [str(lake / name / "*" / "*.parquet")] if found else [])}'
+    pattern = f"{glob.escape(str(lake / name))}/*/*.parquet"  # a directory's own name may hold brackets
+    return f'CREATE VIEW "{name}" AS {table_source(name, [pattern] if found else [])}'
 
 
 def _type(dtype: pa.DataType) -> str:

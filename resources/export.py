@@ -30,8 +30,8 @@ def check_name(path: Path) -> None:
         raise UserError(f"{path}: there is no directory {path.parent}; make it first")
 
 
-def write_file(table: pa.Table, path: Path) -> None:
-    """Write a table to a .csv or .parquet file, replacing it as a whole.
+def write_file(rows: pa.Table | pa.RecordBatchReader, path: Path) -> int:
+    """Write rows to a .csv or .parquet file, replacing it as a whole; return how many there are.
 
     In CSV, lists (placements, token ids) become text with spaces between their items; Parquet keeps types and lists.
 
@@ -39,14 +39,22 @@ def write_file(table: pa.Table, path: Path) -> None:
         UserError: as `check_name`, or the file cannot be written.
     """
     check_name(path)
+    is_csv, count = path.suffix == ".csv", 0
+    batches = rows.to_reader() if isinstance(rows, pa.Table) else rows
+    schema = _flat(batches.schema.empty_table()).schema if is_csv else batches.schema
     try:
-        with replaced_file(path) as temporary:
-            if path.suffix == ".parquet":
-                pq.write_table(table, temporary)
-            else:
-                pyarrow.csv.write_csv(_flat(table), temporary)
+        with replaced_file(path) as temporary, _writer(temporary, schema, is_csv) as writer:
+            for batch in batches:
+                table = pa.Table.from_batches([batch])
+                writer.write_table(_flat(table) if is_csv else table)
+                count += table.num_rows
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; choose another file") from error
+    return count
+
+
+def _writer(path: Path, schema: pa.Schema, is_csv: bool) -> pyarrow.csv.CSVWriter | pq.ParquetWriter:
+    return pyarrow.csv.CSVWriter(path, schema) if is_csv else pq.ParquetWriter(path, schema)
 
 
 def to_pandas(table: pa.Table) -> "pandas.DataFrame":

@@ -4,7 +4,10 @@ A re-run replaces a file as a whole, so there are no appends and no duplicates; 
 """
 
 import contextlib
+import glob
 import os
+import re
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,16 @@ from resources.file_hashes import stamp
 
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
+# No extension comes by itself, no Python variable of ours is a table, nothing is written beside the catalog.
+_CLOSED = (
+    "autoinstall_known_extensions = false",
+    "autoload_known_extensions = false",
+    "python_enable_replacements = false",
+    "temp_directory = ''",
+)
+_MOST_MEMORY = 4 << 30  # bytes, of one query; at most half of the machine's
+_LOCKED = ("enable_external_access = false", "lock_configuration = true")
+_BATCH_ROWS = 10_000
 _ADDRESS = b"address"  # in a file's footer: of the artifact that its rows are from
 # A home has thousands of files of a few rows: most of the time to read one goes into its footer.
 _SMALL_ROWS = 1000
@@ -109,7 +122,9 @@ class Lake:
         files = [path for own in patterns for path in (self.home / "lake" / name / recipe).glob(own)]
         # By DuckDB: thousands of small files one by one would take pyarrow several times as long.
         with duckdb.connect() as connection:
-            rows = connection.execute(table_source(name, sorted(map(str, files)))).to_arrow_table()
+            rows = connection.execute(
+                table_source(name, sorted(glob.escape(str(path)) for path in files))
+            ).to_arrow_table()
         schema = _schema(name)
         return rows.select(schema.names).cast(schema)
 
@@ -135,9 +150,11 @@ class Lake:
         if not catalog_is_current(self.home / CATALOG, self.home.resolve() / "lake"):
             self.rebuild_catalog()
         connection = duckdb.connect(str(self.home / CATALOG), read_only=True)
-        connection.execute(f"SET allowed_directories = [{quoted(str(self.home.resolve() / 'lake'))}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+        lake = str(self.home.resolve() / "lake")
+        allowed = ", ".join(map(quoted, dict.fromkeys((lake, glob.escape(lake)))))  # as views write it, too
+        memory = f"memory_limit = '{_memory_limit()}B'"
+        for setting in (*_CLOSED, memory, f"allowed_directories = [{allowed}]", *_LOCKED):
+            connection.execute(f"SET {setting}")
         return connection
 
     def query(self, sql: str) -> tuple[list[str], list[tuple]]:
@@ -146,8 +163,20 @@ class Lake:
         Raises:
             UserError: no results yet, several statements, a write, or SQL that DuckDB refuses (its reason, one line).
         """
-        with self._result(sql) as result:
-            return [column[0] for column in result.description or []], result.fetchall()
+        with self.rows(sql) as (columns, batches):
+            return columns, [row for batch in batches for row in batch]
+
+    @contextlib.contextmanager
+    def rows(
+        self, sql: str, seconds: float | None = None
+    ) -> Iterator[tuple[list[str], Iterator[list[tuple]]]]:
+        """Yield column names, and the rows in batches as they are computed, so that any number takes little memory.
+
+        Errors: as `query`, and a statement that takes longer than `seconds`, reading its rows included.
+        """
+        with self._result(sql, seconds=seconds) as result:
+            columns = [column[0] for column in result.description or []]
+            yield columns, iter(lambda: result.fetchmany(_BATCH_ROWS), [])
 
     def arrow(self, sql: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Run one read-only statement, `$name` being a parameter; return an Arrow table. Errors: as `query`."""
@@ -155,10 +184,19 @@ class Lake:
             return result.to_arrow_table()
 
     @contextlib.contextmanager
+    def arrow_batches(self, sql: str, seconds: float | None = None) -> Iterator[pa.RecordBatchReader]:
+        """Yield Arrow batches as they are computed. Errors: as `rows`."""
+        with self._result(sql, seconds=seconds) as result:
+            yield result.to_arrow_reader(_BATCH_ROWS)
+
+    @contextlib.contextmanager
     def _result(
-        self, sql: str, parameters: Mapping[str, Any] | None = None
+        self, sql: str, parameters: Mapping[str, Any] | None = None, seconds: float | None = None
     ) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self.connect() as connection:
+        if re.search(r"[\ud800-\udfff]", sql):  # as arguments of a command come that are not UTF-8
+            raise UserError("the statement is not UTF-8 text")
+        over = threading.Event()
+        with self.connect() as connection, _interrupted_after(seconds, connection, over):
             try:
                 statements = connection.extract_statements(sql)
                 if len(statements) != 1:
@@ -167,10 +205,43 @@ class Lake:
                 if statements[0].type not in _READING:
                     raise UserError(f"only queries are allowed, not {statements[0].type.name}; try SELECT")
                 yield connection.execute(sql, parameters)
-            except duckdb.Error as error:
-                lines = str(error).splitlines()
+            except Exception as error:
+                # Of whatever kind: who reads rows meets an interrupt as that reader's error.
+                if over.is_set():
+                    raise UserError(
+                        f"the query took longer than {seconds:g} s; ask for less, or give --timeout"
+                    ) from error
+                if not isinstance(error, duckdb.Error | pa.ArrowException | MemoryError):
+                    raise
+                lines = str(error).splitlines() or [type(error).__name__]
                 names = ", ".join([*TABLES, *VIEWS])
                 raise UserError(f"SQL refused: {lines[0]}; tables: {names}") from error
+
+
+def _memory_limit() -> int:
+    return min(_MOST_MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+@contextlib.contextmanager
+def _interrupted_after(
+    seconds: float | None, connection: duckdb.DuckDBPyConnection, over: threading.Event
+) -> Iterator[None]:
+    """Interrupt what a connection computes when the time is over, and say so; None: never."""
+
+    def interrupt() -> None:
+        over.set()
+        connection.interrupt()
+
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, interrupt)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # or it could interrupt a connection that is closed
 
 
 def _write(rows: pa.Table, path: Path, address: str) -> None:

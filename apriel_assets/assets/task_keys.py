@@ -40,7 +40,7 @@ def task_key(task: TaskSpec) -> str:
     """
     if task.name and task == TaskSpec(name=task.name):
         return task.task
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", task.task)
+    name = _file_name(task.task)
     return f"{name}-{digest([dataclasses.asdict(task), file_digests([task])], 8)}"
 
 
@@ -54,6 +54,10 @@ def lm_eval_key(asked: LmEvalTask, judge: JudgeConfig | None) -> str:
     if asked.include_path:
         folder = expanded(asked.include_path)
         files += [file_digest(file) for file in sorted(folder.rglob("*")) if file.is_file()]
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", asked.task)
+    name = _file_name(asked.task)
     shots = "" if asked.num_fewshot is None else f"-{asked.num_fewshot}shot"
     return f"{name}{shots}-{digest([decided, files], 8)}"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[:100]

@@ -26,15 +26,37 @@ logger = logging.getLogger(__name__)
 _PASSES = {408, 409, 425, 429}  # and all from 500 on
 _LONGEST_WAIT_S = 60.0
 
+_MOST_ANSWER_BYTES = 1 << 24
+
 Messages = Sequence[dict[str, str]]
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Python's own would send the key on to whatever host an answer names."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 def check_key(config: JudgeConfig) -> None:
-    """Raise UserError if the variable that should hold the judge's key is not set."""
-    if config.api_key_env is not None and not os.environ.get(config.api_key_env):
+    """Raise UserError if the variable that should hold the judge's key does not hold one."""
+    _key(config)
+
+
+def _key(config: JudgeConfig) -> str | None:
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
         raise UserError(
             f"the judge {config.model} needs a key: set {config.api_key_env}, or evals.judge.api_key_env=null for none"
         )
+    if not (key.isascii() and key.isprintable()):  # it could not be sent, and the error would repeat it
+        raise UserError(f"{config.api_key_env} holds characters that no key has; set it anew")
+    return key
 
 
 def judgements(
@@ -98,7 +120,7 @@ def _judgement(config: JudgeConfig, messages: Messages) -> str:
             problem, asked_to_wait = f"status {error.code}", error.headers.get("Retry-After")
             if error.code not in _PASSES and error.code < 500:
                 raise UserError(
-                    f"the judge at {config.base_url} refuses: {problem} {_said(error)}"
+                    f"the judge at {config.base_url} refuses: {problem} {_said(config, error)}"
                 ) from error
         except (OSError, http.client.HTTPException) as error:  # no answer, a broken connection, a time-out
             problem, asked_to_wait = str(error) or type(error).__name__, None
@@ -115,15 +137,18 @@ def _judgement(config: JudgeConfig, messages: Messages) -> str:
 def _post(config: JudgeConfig, messages: Messages) -> Any:
     body = {"model": config.model, "messages": list(messages), "temperature": config.temperature}
     headers = {"Content-Type": "application/json"}
-    if config.api_key_env is not None:
-        headers["Authorization"] = f"Bearer {os.environ[config.api_key_env]}"
-    request = urllib.request.Request(
+    if (key := _key(config)) is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(  # noqa: S310  the config takes http and https alone
         f"{config.base_url.rstrip('/')}/chat/completions",
         data=json.dumps(body | {"max_tokens": config.max_tokens}).encode(),
         headers=headers,
     )
-    with urllib.request.urlopen(request, timeout=config.timeout_s) as response:
-        return response.read()
+    with _OPENER.open(request, timeout=config.timeout_s) as response:
+        answer = response.read(_MOST_ANSWER_BYTES + 1)
+    if len(answer) > _MOST_ANSWER_BYTES:
+        raise UserError(f"the judge at {config.base_url} answered more than {_MOST_ANSWER_BYTES:,} bytes")
+    return answer
 
 
 def _text(config: JudgeConfig, answer: bytes) -> str:
@@ -135,8 +160,11 @@ def _text(config: JudgeConfig, answer: bytes) -> str:
         ) from error
 
 
-def _said(error: urllib.error.HTTPError) -> str:
-    return " ".join(error.read(200).decode(errors="replace").split())
+def _said(config: JudgeConfig, error: urllib.error.HTTPError) -> str:
+    """Return how an error's answer begins; where it repeats the key, without that."""
+    said = " ".join(error.read(1000).decode(errors="replace").split())
+    key = _key(config)
+    return (said.replace(key, "(the key)") if key else said)[:200]
 
 
 def _seconds(text: str | None) -> float | None:

@@ -33,6 +33,9 @@ _FILE_READERS = {
 }  # of `datasets`: their data are files named in the task
 
 
+_MOST_INCLUDED = 20
+
+
 class _Loader(yaml.SafeLoader):
     """Reads task files; what they would have imported is its name."""
 
@@ -94,7 +97,11 @@ def names_in(folder: Path) -> Mapping[str, tuple[Path, ...]]:
     """Return every task, group and tag of a directory's task files, with the files that define or carry it."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.yaml")):
-        for name in dict.fromkeys(_names(path.read_text(encoding="utf-8", errors="replace"))):
+        try:
+            names = _names(path.read_text(encoding="utf-8", errors="replace"))
+        except ValueError as error:
+            raise UserError(f"lm-eval task file {path} cannot be read: {error}") from error
+        for name in dict.fromkeys(names):
             found.setdefault(name, []).append(path)
     return {name: tuple(paths) for name, paths in found.items()}
 
@@ -102,7 +109,7 @@ def names_in(folder: Path) -> Mapping[str, tuple[Path, ...]]:
 def _names(text: str) -> list[str]:
     """Return what a task file defines and carries; parsed only where it is not written line by line."""
     if text.lstrip().startswith("{"):
-        content = yaml.load(text, Loader=_Loader)
+        content = _parsed(text)
         tags = content.get("tag") or []
         names = [content.get("task"), content.get("group"), *([tags] if isinstance(tags, str) else tags)]
         return [name for name in names if isinstance(name, str)]
@@ -176,16 +183,29 @@ def _named_files(files: Any) -> Iterator[str]:
             yield from _named_files(own)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
+    """Return a task file's own keys; none if it is no mapping.
+
+    Raises:
+        ValueError: it is no YAML.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506  it extends the safe loader by a name as text
+    except (yaml.YAMLError, RecursionError, AttributeError, TypeError) as error:
+        raise ValueError(str(error)) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a task file with what it includes; its own keys win."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, yaml.YAMLError) as error:
+        content = _parsed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"lm-eval task file {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        return {}
+    if len(above) > _MOST_INCLUDED:
+        raise UserError(f"lm-eval task file {path} includes itself, or {_MOST_INCLUDED} others in a row")
     includes = content.pop("include", [])
     merged: dict[str, Any] = {}
     for include in includes if isinstance(includes, list) else [includes]:
-        merged |= _read(path.parent / include)
+        merged |= _read(path.parent / str(include), (*above, path))
     return merged | content

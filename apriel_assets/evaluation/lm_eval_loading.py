@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.own_tokenizer import check_own_tokenizer, has_tokenizer, tokenizer_digest
 from apriel_assets.hybrid.any_checkpoint import load_any
+from apriel_assets.hybrid.foreign_files import check_directory, in_one_line
 from apriel_assets.hybrid.hybrid_config import HybridConfig
 from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.hybrid.placement import placement_from_map
@@ -90,13 +91,18 @@ def _read_model(pretrained: str, dtype: str, revision: str | None) -> PreTrained
     if path.is_dir() and _is_hybrid(path):
         model = load_any(path)
         return model if kind == "auto" else model.to(kind)  # type: ignore[arg-type]
-    try:
-        plain = AutoModelForCausalLM.from_pretrained(
-            str(path) if path.is_dir() else pretrained, dtype=kind, revision=revision or "main"
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"pretrained={pretrained} cannot be loaded: {reason}") from error
+    if path.is_dir():
+        check_directory(path)
+    options = {
+        "dtype": kind,
+        "revision": revision or "main",
+        "trust_remote_code": False,
+        "use_safetensors": True,
+    }
+    where = str(path) if path.is_dir() else pretrained
+    plain = in_one_line(
+        f"pretrained={pretrained}", lambda: AutoModelForCausalLM.from_pretrained(where, **options)
+    )
     try:
         check_teacher(plain)
     except UserError:
@@ -129,13 +135,9 @@ def _read_tokenizer(
 
 def _tokenizer_of(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     path = expanded(name)
-    try:
-        return AutoTokenizer.from_pretrained(
-            str(path) if path.is_dir() else name, revision=revision or "main"
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"tokenizer {name} cannot be read: {reason}") from error
+    options = {"revision": revision or "main", "trust_remote_code": False}
+    where = str(path) if path.is_dir() else name
+    return in_one_line(f"tokenizer {name}", lambda: AutoTokenizer.from_pretrained(where, **options))
 
 
 def answers_scope(

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.foreign_files import in_one_line
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
@@ -44,11 +45,10 @@ def check_directory_tokenizer(path: Path, used: PreTrainedTokenizerBase, whose: 
     """
     if not has_tokenizer(path):
         return
-    try:
-        own = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"checkpoint {path}: its tokenizer cannot be read: {reason}") from error
+    own = in_one_line(
+        f"checkpoint {path}: its tokenizer",
+        lambda: AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+    )
     check_own_tokenizer(own, used, f"that of {whose}", str(path))
 
 

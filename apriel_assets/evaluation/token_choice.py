@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+_LEAST_TEMPERATURE = 1e-30  # under it, fp32 knows none
+
 
 def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's next token `[batch]` and its log-probability `[2, batch]`, at T=1 and as sampled."""
@@ -15,7 +17,11 @@ def choose_tokens(logits: Tensor, temperature: float, uniforms: Tensor) -> tuple
         chosen = log_probs.argmax(-1)
         figure = log_probs.gather(-1, chosen[:, None])[:, 0]
         return chosen, torch.stack([figure, figure])
-    sampled = log_probs if temperature == 1 else (log_probs / temperature).log_softmax(-1)
+    # From the likeliest down, as in serving: at a temperature near 0 all would be infinite else.
+    below = log_probs if temperature == 1 else log_probs - log_probs.amax(-1, keepdim=True)
+    sampled = (
+        log_probs if temperature == 1 else (below / max(temperature, _LEAST_TEMPERATURE)).log_softmax(-1)
+    )
     # Inverse transform: the first token whose cumulative probability exceeds u. One uniform number a token
     # makes the choice independent of the batch. fp64, since fp32 sums over a vocabulary lose the rare tokens.
     cumulative = sampled.double().exp().cumsum(-1)

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.checkpoint import refuse_incomplete
+from apriel_assets.hybrid.foreign_files import check_directory, check_size, in_one_line
+from apriel_assets.hybrid.gguf_header import check_gguf
 from apriel_assets.hybrid.specs import TeacherSpec
 from apriel_assets.hybrid.surgery import check_attention_call, find_decoder_layers
 from apriel_assets.paths import expanded
@@ -50,12 +53,14 @@ def load_teacher(
         UserError: not found, or not usable as a teacher; names the class that is not.
     """
     source = _find(spec)
-    model = (
-        _from_files(AutoModelForCausalLM, spec, source, dtype=getattr(torch, spec.dtype)).to(device).eval()
-    )
+    _config(spec, source)
+    options = {"dtype": getattr(torch, spec.dtype), "output_loading_info": True, "use_safetensors": True}
+    model, info = _from_files(AutoModelForCausalLM, spec, source, ignore_mismatched_sizes=True, **options)
+    refuse_incomplete(spec.model, info)
+    model = model.to(device).eval()
     _forget_gguf(model)
     tokenizer = _tokenizer(spec, source)
-    check_teacher(model, tokenizer)
+    in_one_line(_whose(spec), lambda: check_teacher(model, tokenizer))
     return model, tokenizer
 
 
@@ -130,7 +135,7 @@ def teacher_facts(spec: TeacherSpec) -> dict[str, Any]:
         UserError: not found, or a model without the usual attention; names the class.
     """
     source = _find(spec)
-    config = _from_files(AutoConfig, spec, source)
+    config = _config(spec, source)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
     check_attention_call(find_decoder_layers(model))
@@ -164,7 +169,7 @@ def _find(spec: TeacherSpec) -> _Source:
         path, revision = _download(spec)
     if spec.gguf_file:
         file = path / spec.gguf_file
-        if not file.is_file():
+        if not file.is_file() or Path(spec.gguf_file).is_absolute() or ".." in Path(spec.gguf_file).parts:
             raise UserError(f"teacher.gguf_file {spec.gguf_file} is not in {spec.model}")
         return _Source(path=path, arguments={"gguf_file": spec.gguf_file}, files=(file,), revision=revision)
     files = sorted({file for pattern in (*_WEIGHTS, "*.bin", *_OTHER_FILES) for file in path.glob(pattern)})
@@ -195,13 +200,26 @@ def _download(spec: TeacherSpec) -> tuple[Path, str]:
 
 def _from_files(loader: Any, spec: TeacherSpec, source: _Source, **kwargs: Any) -> Any:
     """Call one of the Auto classes, turning its complaints into one line."""
-    try:
-        return loader.from_pretrained(
-            source.path, trust_remote_code=spec.trust_remote_code, **source.arguments, **kwargs
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"teacher.model {spec.model}: {loader.__name__} cannot read it: {reason}") from error
+    options = {"trust_remote_code": spec.trust_remote_code, **source.arguments, **kwargs}
+    return in_one_line(
+        f"{_whose(spec)}: {loader.__name__}", lambda: loader.from_pretrained(source.path, **options)
+    )
+
+
+def _config(spec: TeacherSpec, source: _Source) -> PreTrainedConfig:
+    """Return the config, once it is known that it and the weights are what they say."""
+    if "gguf_file" in source.arguments:
+        check_gguf(source.files[0])
+    else:
+        check_directory(source.path)
+    config = _from_files(AutoConfig, spec, source)
+    weights = [file for file in source.files if file.suffix in (".safetensors", ".gguf")]
+    check_size(config, weights, _whose(spec), trust_remote_code=spec.trust_remote_code)
+    return config
+
+
+def _whose(spec: TeacherSpec) -> str:
+    return f"teacher.model {spec.model}"
 
 
 def _digest(files: tuple[Path, ...]) -> str:

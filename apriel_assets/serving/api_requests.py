@@ -11,6 +11,8 @@ _NOT_DONE = (
 )  # fmt: skip
 _OFF = (None, 0, False, "none", [], {"type": "text"})
 _MOST_STOPS = 8
+# Each token's text is looked through for the beginning of a stop string, which takes the square of its length.
+StopString = Annotated[str, Field(max_length=256)]
 
 
 class StreamOptions(BaseModel):
@@ -36,7 +38,7 @@ class GenerationRequest(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     n: Literal[1] = 1
     seed: int | None = Field(None, ge=0, lt=2**63)
-    stop: str | Annotated[list[str], Field(max_length=_MOST_STOPS)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=_MOST_STOPS)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     policy: PolicyRequest | None = None

@@ -52,6 +52,7 @@ class Endpoint:
         policy: RoutingPolicy,
         limits: Limits,
         api_keys: Sequence[str] = (),
+        only_local: bool = False,
     ) -> None:
         """
         Args:
@@ -60,7 +61,8 @@ class Endpoint:
             text: tokenizer, stop tokens, context.
             policy: of the router.
             limits: of a request, and of all.
-            api_keys: one of these must come with every request; none: no key is asked for.
+            api_keys: as `Gate` takes them.
+            only_local: as `Gate` takes it.
 
         Raises:
             UserError: a policy that names other placements.
@@ -68,7 +70,7 @@ class Endpoint:
         policy.check(release.placements)
         self._release, self._text, self._policy = release, text, policy
         self._engines = {engine.name: engine for engine in engines}
-        self._gate = Gate(limits, api_keys)
+        self._gate = Gate(limits, api_keys, only_local=only_local)
         self._metrics = Metrics(engines)
         routes = [
             Route("/health", self._health),
@@ -97,16 +99,16 @@ class Endpoint:
         return JSONResponse({"status": status, "engines": states}, 200 if any(ready) else 503)
 
     async def _show_metrics(self, request: Request) -> Response:
-        self._gate.check_key(request)
+        self._gate.check(request)
         return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def _models(self, request: Request) -> Response:
-        self._gate.check_key(request)
+        self._gate.check(request)
         names = [*self._release.models, self._release.router]
         return JSONResponse({"object": "list", "data": [_model_entry(name) for name in names]})
 
     async def _model(self, request: Request) -> Response:
-        self._gate.check_key(request)
+        self._gate.check(request)
         name = request.path_params["model"]
         self._check_model(name)
         return JSONResponse(_model_entry(name))

@@ -43,7 +43,9 @@ def probabilities(logits: Tensor, rows: Sequence[Sampling]) -> Tensor:
     """
     temperatures = torch.tensor([row.temperature for row in rows], device=logits.device)[:, None]
     greedy = temperatures == 0
-    found = (logits.float() / temperatures.masked_fill(greedy, 1)).softmax(-1)
+    # From the likeliest down: divided by a temperature of 1e-38, others would be infinite.
+    below = logits.float() - logits.float().amax(-1, keepdim=True)
+    found = (below / temperatures.masked_fill(greedy, 1)).softmax(-1)
     if any(row.top_p < 1 for row in rows):
         found = _nucleus(found, torch.tensor([row.top_p for row in rows], device=logits.device)[:, None])
     if bool(greedy.any()):

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -11,19 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.serving.connections import HEAD_BYTES, BoundedConnection
 from apriel_assets.serving.endpoint import Endpoint, ServedText
 from apriel_assets.serving.engine_process import EngineSettings
 from apriel_assets.serving.gate import Limits
 from apriel_assets.serving.release import Release, read_release
 from apriel_assets.serving.routing import RoutingPolicy
 from apriel_assets.serving.supervised_engine import SupervisedEngine
+from apriel_assets.strict_yaml import read_yaml
 
 logger = logging.getLogger(__name__)
+
+# Clients keep connections open, and those who are told to come back later need one too.
+_CONNECTIONS_PER_REQUEST, _MORE_CONNECTIONS = 4, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,11 @@ async def _serve(
         )
         for own in release.placements
     ]
-    endpoint = Endpoint(release, engines, text, policy=policy, limits=settings.limits, api_keys=keys)
+    host, port = listening.getsockname()[:2]
+    only_local = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    endpoint = Endpoint(
+        release, engines, text, policy=policy, limits=settings.limits, api_keys=keys, only_local=only_local
+    )
     try:
         await asyncio.gather(*(engine.start() for engine in engines))
         if failed := next((engine for engine in engines if engine.state == "failed"), None):
@@ -94,9 +103,11 @@ async def _serve(
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=int(settings.grace_seconds),
-            h11_max_incomplete_event_size=1 << 16,
+            http=BoundedConnection,
+            ws="none",
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            limit_concurrency=_CONNECTIONS_PER_REQUEST * settings.limits.most_requests + _MORE_CONNECTIONS,
         )
-        host, port = listening.getsockname()[:2]
         on_ready(f"serving {', '.join([*release.models, release.router])} at http://{host}:{port}/v1")
         await uvicorn.Server(config).serve(sockets=[listening])
     finally:
@@ -162,13 +173,9 @@ def _text(release: Release, context_tokens: int | None) -> ServedText:
 def _read_policy(path: Path | None) -> RoutingPolicy:
     if path is None:
         return RoutingPolicy()
+    content = read_yaml(path, "--policy") or {}
     try:
-        content = yaml.safe_load(path.read_text()) or {}
         return TypeAdapter(RoutingPolicy).validate_python(content)
-    except OSError as error:
-        raise UserError(f"--policy {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--policy {path}: not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"--policy {path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -178,9 +185,11 @@ def _read_keys(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        keys = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        keys = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"--api-keys {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:  # the bytes are not repeated: they may be of a key
+        raise UserError(f"--api-keys {path} is not UTF-8 text; write a key a line") from error
     if not keys:
         raise UserError(f"--api-keys {path} is empty; write a key a line")
     return keys

@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.asked, self.keys, self.headers = [], [], [], {}
-        self.say = lambda messages: "Rating: [[7]]"
+        self.say, self.body = lambda messages: "Rating: [[7]]", None
 
     @property
     def url(self):
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(text.encode())
+        self.wfile.write(text.encode() if self.server.body is None else self.server.body.encode())
 
     def log_message(self, *_):
         pass
@@ -142,6 +142,32 @@ def test_an_error_that_stays_is_not_asked_again(server, answer, message):
         judgements(config(server), [ask(0)])
     assert len(server.asked) == 1
     assert KEY not in str(refused.value)
+
+
+def test_the_key_is_sent_nowhere_else(server):
+    """urllib follows redirects and takes the key along; nor is an answer that repeats it shown."""
+    server.script, server.headers = [307], {"Location": f"{server.url}/elsewhere"}
+    with pytest.raises(UserError, match="refuses: status 307"):
+        judgements(config(server, retries=0), [ask(0)])
+    assert len(server.asked) == 1
+    server.script, server.body = [401], f"no such key: {KEY}"
+    with pytest.raises(UserError, match=r"no such key: .the key.") as refused:
+        judgements(config(server), [ask(0)])
+    assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "n\u00fcll", "a\x00b"])
+def test_a_key_that_cannot_be_sent_is_not_shown(server, key, monkeypatch):
+    monkeypatch.setattr(module.os, "environ", {"JUDGE_KEY": key})
+    with pytest.raises(UserError, match="JUDGE_KEY holds characters") as refused:
+        judgements(config(server), [ask(0)])
+    assert key not in str(refused.value)
+
+
+def test_an_answer_without_end_is_refused(server, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_ANSWER_BYTES", 10)
+    with pytest.raises(UserError, match="answered more than 10 bytes"):
+        judgements(config(server), [ask(0)])
 
 
 def test_no_server_is_one_line():
