@@ -28,6 +28,7 @@ from apriel_assets.recipe_sections import (
     TasksSection,
     nearest_key,
 )
+from apriel_assets.recipe_variants import overlaid, plain_overlay
 from apriel_assets.scoring.config import StoreConfig
 from apriel_assets.search.config import GIVEN, MEASURED, CostsConfig
 from apriel_assets.search.costs import PUBLISHED
@@ -60,6 +61,20 @@ class Recipe(Section):
     automation: AutomationSection = AutomationSection()
     execution: ExecutionConfig = ExecutionConfig()  # where steps run: changes no result
     capacity: CapacityConfig | None = None  # what plans expect of a step that never ran: changes no result
+    variants: dict[str, dict[str, Any]] = Field({})  # name: what it does differently; made when asked for
+
+    def of_variant(self, name: str) -> "Recipe":
+        """Return the recipe with one of its variants' overlays on it, and without variants.
+
+        Raises:
+            ValueError: an overlay that is no part of a recipe, that gives no valid one, or that changes nothing.
+        """
+        base = self.model_copy(update={"variants": {}})
+        overlay = plain_overlay(name, self.variants[name], Recipe.model_fields)
+        found = Recipe.model_validate(overlaid(base.model_dump(mode="json"), overlay))
+        if found == base:
+            raise ValueError(f"{name} changes nothing: the recipe has these values already; leave it out")
+        return found
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -158,9 +173,17 @@ def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
     for overlay in overlays:
         _apply_overlay(content, overlay)
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_first_problem(error)}") from error
+    for name in recipe.variants:
+        try:
+            recipe.of_variant(name)
+        except ValidationError as error:
+            raise UserError(f"recipe {path.stem}: variants.{name}: {_first_problem(error)}") from error
+        except ValueError as error:
+            raise UserError(f"recipe {path.stem}: variants.{error}") from error
+    return recipe
 
 
 def save_recipe(recipe: Recipe, home: Path) -> None:

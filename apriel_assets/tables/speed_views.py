@@ -58,7 +58,7 @@ SPEED_VIEWS: dict[str, View] = {
                 sum(num_layers * weight_bytes) + max(head_weight_bytes)
                     + sequences * sum(num_layers * moved_bytes) AS step_bytes,
                 sequences * (sum(num_layers * flops) + max(head_flops)) AS step_flops
-            FROM counted JOIN layer_bytes USING (recipe, mixer) GROUP BY ALL)
+            FROM counted JOIN (FROM layer_bytes WHERE variant IS NULL) USING (recipe, mixer) GROUP BY ALL)
         SELECT own.recipe, own.model, device, context_tokens, sequences AS batch_size,
             own.step_bytes / sequences AS bytes_per_token, own.cache_bytes,
             teacher.step_bytes / own.step_bytes AS speedup, own.step_flops / own.step_bytes AS intensity,
@@ -67,7 +67,7 @@ SPEED_VIEWS: dict[str, View] = {
             sequences / greatest(own.step_bytes / bytes_per_s, own.step_flops / flops_per_s) AS bound_tokens_per_s
         FROM steps own
         JOIN (FROM steps WHERE model = 'teacher') teacher USING (recipe, context_tokens)
-        JOIN devices USING (recipe)
+        JOIN (FROM devices WHERE variant IS NULL) USING (recipe)
         ORDER BY own.recipe, device, context_tokens, own.model""",
     ),
 }
