@@ -4,6 +4,7 @@ Dagster loads `defs` from here (workspace.yaml, dagster_cloud.yaml). The recipe 
 was last run in the home, else `quickstart`; the home is APRIEL_HOME, else ./.apriel.
 """
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ from sensors.recipe_watch import RecipeState, recipe_definitions
 from sensors.reconcile import Reconciling, reconcile_sensor
 from sensors.reevaluation import reevaluation_retries_sensor, reevaluation_schedule
 from sensors.requests import Retries
+
+logger = logging.getLogger(__name__)
 
 
 def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
@@ -84,27 +87,39 @@ def variant_assets(recipe: Recipe, base: Mapping[str, AssetPlan]) -> dict[str, A
         UserError: a variant that changes nothing that is built, or whose name is that of assets; as `plan_assets`.
     """
     found: dict[str, AssetPlan] = {}
-    taken = {part for key, own in base.items() for part in (key.split("/")[0], own.group)}
     for name in recipe.variants:
-        if name in taken:
-            raise UserError(f"variants.{name}: assets of the recipe are called so; choose another name")
-        try:
-            other = recipe.of_variant(name)
-        except ValueError as error:
-            raise UserError(f"variants.{error}") from error
-        try:
-            assets = plan_assets(other)
-        except UserError as error:
-            raise UserError(f"variants.{name}: {error}") from error
-        own = twins(name, assets, base)
-        if not own:
-            raise UserError(f"variants.{name} changes nothing that is built; leave it out")
-        h1 = [asset for asset in assets.values() if asset.group == "h1"]
-        ablation = ablation_asset(
-            name, _models(other, assets["teacher"], h1, list(assets.values())), own, base
-        )
-        found |= own | ({} if ablation is None else {ablation.key: ablation})
+        found |= _variant(recipe, name, base)
     return found
+
+
+def _variant(recipe: Recipe, name: str, base: Mapping[str, AssetPlan]) -> dict[str, AssetPlan]:
+    if name in {part for key, own in base.items() for part in (key.split("/")[0], own.group)}:
+        raise UserError(f"variants.{name}: assets of the recipe are called so; choose another name")
+    other = recipe.of_variant(name)
+    try:
+        assets = plan_assets(other)
+    except UserError as error:
+        raise UserError(f"variants.{name}: {error}") from error
+    found = twins(name, assets, base)
+    if not found:
+        raise UserError(f"variants.{name} changes nothing that is built; leave it out")
+    h1 = [own for own in assets.values() if own.group == "h1"]
+    models = _models(other, assets["teacher"], h1, list(assets.values()))
+    ablation = ablation_asset(name, models, found, base)
+    return found | ({} if ablation is None else {ablation.key: ablation})
+
+
+def without_unfit_variants(recipe: Recipe, base: Mapping[str, AssetPlan]) -> Recipe:
+    """Return a recipe that was changed on the command line without the variants that do not go with the change."""
+    unfit = []
+    for name in recipe.variants:
+        try:
+            _variant(recipe, name, base)
+        except UserError as error:
+            logger.warning("apriel: left out: %s", error)
+            unfit.append(name)
+    kept = {name: overlay for name, overlay in recipe.variants.items() if name not in unfit}
+    return recipe.model_copy(update={"variants": kept})
 
 
 def _models(

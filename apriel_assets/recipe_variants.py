@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from apriel_assets.errors import UserError
 from apriel_assets.recipe_sections import nearest_key
 
 # What says how and for whom a recipe is run: a variant is another result, not another way to the same one.
@@ -43,17 +44,17 @@ def plain_overlay(name: str, overlay: Mapping[str, Any], sections: Mapping[str, 
         sections: of a recipe.
 
     Raises:
-        ValueError: a name that no asset can have, an empty overlay, a section that is not there or not to be changed.
+        UserError: a name that no asset can have, an empty overlay, a section that is not there or not to be changed.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is no name of a variant: lower-case letters, digits and _, a letter first"
-        )
+        raise UserError(f"variants.{name} is no name: give lower-case letters, digits and _, a letter first")
     if not overlay:
-        raise ValueError(f"{name} changes nothing; give it the keys that are otherwise, or leave it out")
+        raise UserError(
+            f"variants.{name} changes nothing; give it the keys that are otherwise, or leave it out"
+        )
     allowed = [key for key in sections if key not in NOT_OVERLAID]
     for key in overlay:
         if key not in allowed:
             what = "not a variant's to change" if key in NOT_OVERLAID else "not a section"
-            raise ValueError(f"{name}.{key} is {what}{nearest_key(str(key), allowed)}")
+            raise UserError(f"variants.{name}.{key} is {what}{nearest_key(str(key), allowed)}")
     return json.loads(json.dumps(overlay, default=str))

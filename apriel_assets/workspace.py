@@ -9,7 +9,7 @@ import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.publishing import tidy_lake
-from apriel_assets.definitions import build_defs, plan_assets, variant_assets
+from apriel_assets.definitions import build_defs, plan_assets, variant_assets, without_unfit_variants
 from apriel_assets.planning.execute import bring_up_to_date
 from apriel_assets.planning.from_capacity import capacity_estimate
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
@@ -159,6 +159,8 @@ def open_workspace(
     prepare_home(path)
     with run_lock(path) if write else nullcontext(), open_instance(path) as instance:
         own = plan_assets(loaded)
+        if overlays and not any(overlay.startswith("variants") for overlay in overlays):
+            loaded = without_unfit_variants(loaded, own)
         assets = {**own, **variant_assets(loaded, own)}
         yield Workspace(
             recipe=loaded, home=path, instance=instance, assets=assets, defs=build_defs(loaded, path, assets)

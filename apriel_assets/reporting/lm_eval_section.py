@@ -33,7 +33,7 @@ def _table(asked: str, rows: Rows) -> Table:
     for row in own:
         cells.setdefault(row["model"], {})[_figure(row)] = _with_error(row)
     left_out = len({row["task"] for row in rows} - {row["task"] for row in own})
-    parts = f" Its {left_out} tasks: from lm_evals where asked = '{asked}'." if left_out else ""
+    parts = f" By task ({left_out}): from lm_evals where asked = '{asked}'." if left_out else ""
     return Table(
         title=asked,
         headings=("model", *(_heading(figure) for figure in figures), "shots", "samples"),

@@ -220,7 +220,7 @@ TABLES: dict[str, TableSpec] = {
         "context_tokens": (_INT, "longest context at which model and teacher were both timed"),
         "batch_size": (_INT, "sequences at once, there"),
         "decode_tokens_per_s": (_FLOAT, "measured there, all sequences together"),
-        "decode_speedup": (_FLOAT, "measured there, over the teacher"),
+        "decode_speedup": (_FLOAT, "measured there, over the teacher, where possible in turn with it"),
         "modelled_decode_speedup": (_FLOAT, "decode bytes of the all-FA model over its own, there"),
         "tokens": (_INT, "loss-carrying tokens of this checkpoint's training and all before it"),
         "seconds": (_FLOAT, "training wall time of its own stage"),

@@ -11,7 +11,7 @@ SPEED_VIEWS: dict[str, View] = {
             "context_tokens": "tokens in the cache when decoding starts, or prompt length",
             "batch_size": "sequences at once",
             "tokens_per_s": "measured, all sequences together",
-            "speedup": "measured, over the teacher (null: it was not timed there)",
+            "speedup": "measured, over the teacher, where possible in turn with it (null: it was not timed there)",
             "modelled_speedup": "decode bytes (or prefill FLOP) of the all-FA model over its own",
             "bound_tokens_per_s": "most that the device allows by the byte model",
             "share_of_bound": "tokens_per_s over bound_tokens_per_s",
@@ -24,7 +24,8 @@ SPEED_VIEWS: dict[str, View] = {
         },
         sql="""
         SELECT own.recipe, own.model, own.phase, own.context_tokens, own.batch_size, own.tokens_per_s,
-            own.tokens_per_s / teacher.tokens_per_s AS speedup, own.modelled_speedup, own.bound_tokens_per_s,
+            coalesce(own.speedup, own.tokens_per_s / teacher.tokens_per_s) AS speedup, own.modelled_speedup,
+            own.bound_tokens_per_s,
             own.tokens_per_s / own.bound_tokens_per_s AS share_of_bound, own.latency_p50_seconds,
             own.latency_p95_seconds, own.cache_bytes_per_token, own.peak_memory_bytes, own.decoder, own.device
         FROM throughput own LEFT JOIN (FROM throughput WHERE model = 'teacher') teacher

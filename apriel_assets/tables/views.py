@@ -3,6 +3,7 @@
 Each has what it is for, its columns or parameters with units, and its SQL. All are per recipe: a home may hold several.
 """
 
+from apriel_assets.tables.lm_eval_views import LM_EVAL_VIEWS
 from apriel_assets.tables.speed_views import SPEED_VIEWS
 from apriel_assets.tables.view import MODEL, RECIPE, Function, View
 
@@ -266,4 +267,5 @@ VIEWS: dict[str, View] = {
         GROUP BY model ORDER BY accuracy DESC, model""",
     ),
     **SPEED_VIEWS,
+    **LM_EVAL_VIEWS,
 }
