@@ -232,8 +232,8 @@ def _time_decode(
         repeats.append(_timed(state, config.decode_tokens, model.device))
         if other is not None:
             beside = _timed(other, fewer, model.device)
-            # The first steps find the caches full of the other model's data: medians, not means.
-            speedups.append(statistics.median(beside) / statistics.median(repeats[-1]))
+            # As many steps of both, each after the other model's: neither finds its data in the processor's caches.
+            speedups.append(statistics.median(beside) / statistics.median(repeats[-1][:fewer]))
     return _Timing(
         phase="decode",
         num_tokens=config.decode_tokens,
