@@ -79,7 +79,7 @@ def find_model(name: str | None, home: Path) -> Found:
         )
     rows = (
         Lake(home)
-        .arrow("SELECT model, recipe, kind, path, placement FROM checkpoints ORDER BY ALL")
+        .arrow("SELECT model, recipe, kind, path, placement, variant FROM checkpoints ORDER BY ALL")
         .to_pylist()
     )
     row = _released_row(rows, home) if name is None else _named_row(rows, name, home)
@@ -112,7 +112,7 @@ def _directory(name: str) -> Path | None:
 
 def _released_row(rows: Sequence[Row], home: Path) -> Row:
     for kind in ("release", "matryoshka"):
-        if not (own := [row for row in rows if row["kind"] == kind]):
+        if not (own := [row for row in rows if row["kind"] == kind and row["variant"] is None]):
             continue
         if len(recipes := sorted({row["recipe"] for row in own})) > 1:
             raise UserError(

@@ -10,12 +10,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from apriel_assets import interrupts, release_cli
 from apriel_assets.errors import UserError
+
+if TYPE_CHECKING:
+    from apriel_assets.workspace import Workspace
 
 app = typer.Typer(
     help="Turn a full-attention LLM into hybrids you can trust and ship.",
@@ -42,6 +45,11 @@ UntilOption = Annotated[
     str | None,
     typer.Option("--until", help="Stop after these assets: nothing that is made from them."),
 ]
+VariantOption = Annotated[
+    list[str] | None,
+    typer.Option("--variant", help="Only this variant of the recipe and what it needs. May be repeated."),
+]
+VariantsOption = Annotated[bool, typer.Option("--variants", help="All variants of the recipe.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -57,12 +65,14 @@ def run(
     overlays: SetOption = None,
     select: SelectOption = None,
     until: UntilOption = None,
+    variant: VariantOption = None,
+    variants: VariantsOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and run nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring everything that the recipe asks for up to date. Runs nothing if nothing is stale."""
     if dry_run:
-        return plan(recipe, home, overlays, select, until, as_json)
+        return plan(recipe, home, overlays, select, until, variant, variants, as_json)
     from apriel_assets import terminal
     from apriel_assets.planning.plan import Plan
     from apriel_assets.workspace import open_workspace
@@ -70,17 +80,19 @@ def run(
 
     chosen, last = _patterns(select, "--select"), _patterns(until, "--until")
     with open_workspace(recipe, home, overlays or (), write=True) as workspace:
+        asked = _variants(workspace, variant, variants)
+        workspace.selection(chosen, last, asked)  # what is misspelt is said before anything is shown
         with listeners.listening(interrupts.heed), terminal.run_display(quiet=as_json) as display:
 
             def on_plan(plan: Plan) -> None:
                 interrupts.heed()
                 display.on_plan(plan)
 
-            done = workspace.run(chosen, until_patterns=last, on_plan=on_plan)
+            done = workspace.run(chosen, until_patterns=last, variants=asked, on_plan=on_plan)
         if as_json:
             _print_json({"home": str(workspace.home), "ran": [[row.asset, row.partition] for row in done]})
         else:
-            terminal.print_outcome(workspace, len(done))
+            terminal.print_outcome(workspace, len(done), asked)
 
 
 @app.command()
@@ -90,6 +102,8 @@ def plan(
     overlays: SetOption = None,
     select: SelectOption = None,
     until: UntilOption = None,
+    variant: VariantOption = None,
+    variants: VariantsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what would run, per asset and partition, why, and what it may take. Runs nothing."""
@@ -98,7 +112,8 @@ def plan(
 
     chosen, last = _patterns(select, "--select"), _patterns(until, "--until")
     with open_workspace(recipe, home, overlays or ()) as workspace:
-        found = workspace.plan(workspace.selection(chosen, last))
+        asked = _variants(workspace, variant, variants)
+        found = workspace.plan(workspace.selection(chosen, last, asked))
         note = workspace.network_note(found)
     if note:
         typer.echo(f"apriel: {note}", err=True)
@@ -146,8 +161,8 @@ def compare(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Two models: h6 h7, or recipe:h6 where several recipes have it; several seeds of one with commas "
-            "between. None: the recipe's ranking."
+            help="Two models: h6 h7, a variant's forward_kl/h9 h9, or recipe:h6 where several recipes have it; several "
+            "seeds of one with commas between. None: the recipe's ranking."
         ),
     ] = None,
     recipe: Annotated[
@@ -199,6 +214,12 @@ def _patterns(given: str | None, option: str) -> list[str] | None:
     if not (patterns := [pattern.strip() for pattern in given.split(",") if pattern.strip()]):
         raise UserError(f"{option} is empty; name assets, patterns or groups, separated by commas")
     return patterns
+
+
+def _variants(workspace: "Workspace", named: list[str] | None, every: bool) -> list[str]:
+    if every and not workspace.recipe.variants:
+        raise UserError(f"--variants: recipe {workspace.recipe.name} has none; give it a section `variants`")
+    return list(workspace.recipe.variants) if every else list(named or ())
 
 
 def _print_json(content: Any) -> None:

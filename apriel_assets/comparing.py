@@ -55,7 +55,7 @@ def compare_models(lake: Lake, a: str, b: str) -> Comparison:
 
 
 def ranked_places(lake: Lake, recipe: str | None) -> dict[str, Place]:
-    """Return the places of all models of a recipe, best first.
+    """Return the places of all models of a recipe as it is, best first.
 
     Args:
         lake: of the home.
@@ -71,7 +71,8 @@ def ranked_places(lake: Lake, recipe: str | None) -> dict[str, Place]:
     if recipe not in known:
         raise UserError(f"no evals of recipe {recipe!r}; the home has {', '.join(known)}")
     rows = lake.arrow(
-        "SELECT model, task, problem_id, correct FROM eval_samples WHERE recipe = $recipe", {"recipe": recipe}
+        "SELECT model, task, problem_id, correct FROM eval_samples WHERE recipe = $recipe AND variant IS NULL",
+        {"recipe": recipe},
     )
     if not (places := accuracy_places(rows)):
         raise UserError(

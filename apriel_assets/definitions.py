@@ -4,6 +4,7 @@ Dagster loads `defs` from here (workspace.yaml, dagster_cloud.yaml). The recipe 
 was last run in the home, else `quickstart`; the home is APRIEL_HOME, else ./.apriel.
 """
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from apriel_assets.assets.ablation import ablation_asset
 from apriel_assets.assets.asset_plan import AssetPlan, OnePartition
 from apriel_assets.assets.dropped_checkpoints import DROPPED_CHECKPOINTS, dropped_checkpoints_asset
 from apriel_assets.assets.evals import EvaluatedModel, eval_assets
@@ -24,6 +26,7 @@ from apriel_assets.assets.reevals import REEVALS, reeval_assets
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.roofline import roofline_asset
 from apriel_assets.assets.teacher import teacher_assets
+from apriel_assets.assets.variants import twins
 from apriel_assets.errors import UserError
 from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
 from apriel_assets.planning.plan import make_plan
@@ -41,6 +44,8 @@ from sensors.recipe_watch import RecipeState, recipe_definitions
 from sensors.reconcile import Reconciling, reconcile_sensor
 from sensors.reevaluation import reevaluation_retries_sensor, reevaluation_schedule
 from sensors.requests import Retries
+
+logger = logging.getLogger(__name__)
 
 
 def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
@@ -65,10 +70,56 @@ def plan_assets(recipe: Recipe) -> dict[str, AssetPlan]:
     described = {model.chosen_by.asset.key if model.chosen_by else model.checkpoint.key for model in models}
     others = [asset for asset in (traces, completions, scores, *h1, *h2) if asset.key not in described]
     roofline = roofline_asset(recipe, teacher)
-    results = result_assets(recipe, models, evals, [*others, roofline])
     lm_evals = lm_eval_assets(recipe, teacher, models)
+    results = result_assets(recipe, models, evals, [*others, roofline, *lm_evals])
     stages = (teacher, traces, completions, scores, *h1, *h2, roofline, *evals, *lm_evals, *results)
     return {asset.key: asset for asset in stages}
+
+
+def variant_assets(recipe: Recipe, base: Mapping[str, AssetPlan]) -> dict[str, AssetPlan]:
+    """Return what the recipe's variants do not share with it, by key, upstream first.
+
+    Args:
+        recipe: with variants, or none.
+        base: its own assets.
+
+    Raises:
+        UserError: a variant that changes nothing that is built, or whose name is that of assets; as `plan_assets`.
+    """
+    found: dict[str, AssetPlan] = {}
+    for name in recipe.variants:
+        found |= _variant(recipe, name, base)
+    return found
+
+
+def _variant(recipe: Recipe, name: str, base: Mapping[str, AssetPlan]) -> dict[str, AssetPlan]:
+    if name in {part for key, own in base.items() for part in (key.split("/")[0], own.group)}:
+        raise UserError(f"variants.{name}: assets of the recipe are called so; choose another name")
+    other = recipe.of_variant(name)
+    try:
+        assets = plan_assets(other)
+    except UserError as error:
+        raise UserError(f"variants.{name}: {error}") from error
+    found = twins(name, assets, base)
+    if not found:
+        raise UserError(f"variants.{name} changes nothing that is built; leave it out")
+    h1 = [own for own in assets.values() if own.group == "h1"]
+    models = _models(other, assets["teacher"], h1, list(assets.values()))
+    ablation = ablation_asset(name, models, found, base)
+    return found | ({} if ablation is None else {ablation.key: ablation})
+
+
+def without_unfit_variants(recipe: Recipe, base: Mapping[str, AssetPlan]) -> Recipe:
+    """Return a recipe that was changed on the command line without the variants that do not go with the change."""
+    unfit = []
+    for name in recipe.variants:
+        try:
+            _variant(recipe, name, base)
+        except UserError as error:
+            logger.warning("apriel: left out: %s", error)
+            unfit.append(name)
+    kept = {name: overlay for name, overlay in recipe.variants.items() if name not in unfit}
+    return recipe.model_copy(update={"variants": kept})
 
 
 def _models(
@@ -103,9 +154,10 @@ def build_defs(recipe: Recipe, home: Path, plans: Mapping[str, AssetPlan] | None
         home: where they are kept.
         plans: the recipe's assets by key, if they were made already.
     """
-    plans = plan_assets(recipe) if plans is None else plans
-    named = (*plans.values(), *automation_assets(recipe, plans).values())
-    recipe.execution.check_patterns({plan.key: plan.group for plan in named})
+    plans = _with_variants(recipe, plan_assets(recipe)) if plans is None else plans
+    own = {key: plan for key, plan in plans.items() if plan.variant is None}
+    named = (*plans.values(), *automation_assets(recipe, own).values())
+    recipe.execution.check_patterns({plan.name: plan.group for plan in named})
     assets = [_to_dagster(recipe, plan) for plan in plans.values()]
     # In one process: each step would pay seconds to import torch again.
     return dg.Definitions(
@@ -119,7 +171,11 @@ def build_defs(recipe: Recipe, home: Path, plans: Mapping[str, AssetPlan] | None
 
 
 def _to_dagster(recipe: Recipe, plan: AssetPlan) -> dg.AssetsDefinition:
-    return to_dagster(plan, recipe.owners, recipe.execution.pool_of(plan.key, plan.group))
+    return to_dagster(plan, recipe.owners, recipe.execution.pool_of(plan.name, plan.group))
+
+
+def _with_variants(recipe: Recipe, assets: Mapping[str, AssetPlan]) -> dict[str, AssetPlan]:
+    return {**assets, **variant_assets(recipe, assets)}
 
 
 def automation_assets(recipe: Recipe, assets: Mapping[str, AssetPlan]) -> dict[str, AssetPlan]:
@@ -135,9 +191,9 @@ def automation_assets(recipe: Recipe, assets: Mapping[str, AssetPlan]) -> dict[s
 
 
 def all_assets(recipe: Recipe) -> dict[str, AssetPlan]:
-    """Return the recipe's assets and those of automation, by key."""
+    """Return the recipe's assets, its variants', and those of automation, by key."""
     assets = plan_assets(recipe)
-    return {**assets, **automation_assets(recipe, assets)}
+    return {**_with_variants(recipe, assets), **automation_assets(recipe, assets)}
 
 
 def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
@@ -148,7 +204,8 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
     """
     recipe, assets = loaded.recipe, loaded.assets
     added = automation_assets(recipe, assets)
-    planned = build_defs(recipe, home, assets)
+    shown = _with_variants(recipe, assets)
+    planned = build_defs(recipe, home, shown)
 
     def problem() -> str | None:
         return loaded.problem_now(plan_assets, lambda now: code_location(now, home))
@@ -161,7 +218,7 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
         assets=assets,
         plan=lambda instance: make_plan(assets, planned, instance, ArtifactStore(home)),
         not_now=not_now,
-        tidy=lambda plan: tidy_lake(Lake(home), recipe.name, assets, plan.fresh),
+        tidy=lambda plan: tidy_lake(Lake(home), recipe.name, shown, plan.fresh),
     )
     joined = dg.Definitions(
         assets=[_to_dagster(recipe, plan) for plan in added.values()],

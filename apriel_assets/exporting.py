@@ -90,7 +90,8 @@ def _released(found: Found, placements: Mapping[str, Sequence[str]]) -> dict[str
         return {own: Released(placement=tuple(placement)) for own, placement in placements.items()}
     lake = Lake(found.home)
     tables = {
-        table: lake.read(table, found.recipe).to_pylist() for table in ("checkpoints", "evals", "throughput")
+        table: lake.read(table, found.recipe, variants=True).to_pylist()
+        for table in ("checkpoints", "evals", "throughput")
     }
     known = {}
     for own, placement in placements.items():

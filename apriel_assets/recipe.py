@@ -29,6 +29,7 @@ from apriel_assets.recipe_sections import (
     nearest_key,
 )
 from apriel_assets.recipe_values import refuse_non_numbers, refuse_secrets
+from apriel_assets.recipe_variants import overlaid, plain_overlay
 from apriel_assets.scoring.config import StoreConfig
 from apriel_assets.search.config import GIVEN, MEASURED, CostsConfig
 from apriel_assets.search.costs import PUBLISHED
@@ -62,6 +63,25 @@ class Recipe(Section):
     automation: AutomationSection = AutomationSection()
     execution: ExecutionConfig = ExecutionConfig()  # where steps run: changes no result
     capacity: CapacityConfig | None = None  # what plans expect of a step that never ran: changes no result
+    variants: dict[str, dict[str, Any]] = Field({})  # name: what it does differently; made when asked for
+
+    def of_variant(self, name: str) -> "Recipe":
+        """Return the recipe with one of its variants' overlays on it, and without variants.
+
+        Raises:
+            UserError: an overlay that is no part of a recipe, that gives no valid one, or that changes nothing.
+        """
+        base = self.model_copy(update={"variants": {}})
+        overlay = plain_overlay(name, self.variants[name], Recipe.model_fields)
+        try:
+            found = Recipe.model_validate(overlaid(base.model_dump(mode="json"), overlay))
+        except ValidationError as error:
+            raise UserError(f"variants.{name}: {_first_problem(error)}") from error
+        if found == base:
+            raise UserError(
+                f"variants.{name} changes nothing: the recipe has these values already; leave it out"
+            )
+        return found
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -160,6 +180,12 @@ def load_recipe(name_or_path: str, overlays: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise UserError(f"recipe {path.stem}: {_first_problem(error)}") from error
     refuse_non_numbers(content, f"recipe {path.stem}")
+    # With overlays, some variant may not fit any more: `open_workspace` leaves it out.
+    for name in () if overlays else recipe.variants:
+        try:
+            recipe.of_variant(name)
+        except UserError as error:
+            raise UserError(f"recipe {path.stem}: {error}") from error
     return recipe
 
 

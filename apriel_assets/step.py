@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from dagster_pipes import PipesContext, open_dagster_pipes
 
+from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.errors import UserError
 from apriel_assets.progress import Progress, silent
 from resources.artifact_store import Artifact, ArtifactStore, Draft
@@ -61,7 +62,7 @@ def _carry_out(order: StepOrder, recipe: Path, rank: int, progress: Progress) ->
         build_artifact(
             plan,
             draft,
-            inputs=_inputs(ArtifactStore(home), order),
+            inputs=_inputs(ArtifactStore(home), order, plan),
             address=order.address,
             partition=order.partition,
             home=home,
@@ -95,10 +96,11 @@ def _write_tables(draft: Draft) -> None:
         pq.write_table(table, draft.path / "tables" / f"{name}.parquet")
 
 
-def _inputs(store: ArtifactStore, order: StepOrder) -> dict[str, dict[str | None, Artifact]]:
+def _inputs(store: ArtifactStore, order: StepOrder, plan: AssetPlan) -> dict[str, dict[str | None, Artifact]]:
+    names = {plan.calls(given): given.name for given in plan.upstream}
     found: dict[str, dict[str | None, Artifact]] = {}
     for asset, partition, address in order.inputs:
-        artifact = store.find(asset, address)
+        artifact = store.find(names[asset], address)
         if artifact is None:
             raise UserError(f"{order.asset} needs {asset}, which was damaged or deleted; run again")
         found.setdefault(asset, {})[partition] = artifact

@@ -178,8 +178,8 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def print_outcome(workspace: Workspace, num_run: int) -> None:
-    """Print the leaderboard and where everything is."""
+def print_outcome(workspace: Workspace, num_run: int, variants: Sequence[str] = ()) -> None:
+    """Print the leaderboard, what these variants changed, and where everything is."""
     from apriel_assets.reporting.summary import SUMMARY_TABLES, audit_lines, summary_columns, summary_rows
 
     console = open_console()
@@ -192,6 +192,8 @@ def print_outcome(workspace: Workspace, num_run: int) -> None:
         for row in rows:
             table.add_row(*(Text(row[name]) for name in summary_columns()))
         console.print(table)
+    if variants:
+        _print_ablations(workspace, variants)
     for line in audit_lines(tables):
         console.print(Text(line))
     console.print(f"{num_run} assets and partitions were run." if num_run else "Up to date: nothing was run.")
@@ -200,3 +202,20 @@ def print_outcome(workspace: Workspace, num_run: int) -> None:
     console.print(Text(f"Report   {workspace.home / REPORT if kept else workspace.write_report()}"))
     console.print(Text(f"UI       APRIEL_HOME={workspace.home} make ui, then http://127.0.0.1:3000"))
     console.print(Text(f'SQL      apriel query "from evals limit 5" --home {workspace.home}'))
+
+
+def _print_ablations(workspace: Workspace, variants: Sequence[str]) -> None:
+    from apriel_assets.evaluation.comparison import OVERALL
+
+    rows = workspace.lake.read("ablations", workspace.recipe.name, variants=True).to_pylist()
+    table = Table(
+        "model", "against", "metric", "variant - base (95%)", "better", title="variants", title_justify="left"
+    )
+    for row in rows:
+        if row["variant"] in variants and row["task"] == OVERALL:
+            difference = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+            better = row["better"] or "no detectable difference"
+            cells = (row["model"], row["base_model"], row["metric"], difference, better)
+            table.add_row(*(Text(cell) for cell in cells))
+    if table.row_count:
+        open_console().print(table)

@@ -9,11 +9,11 @@ import dagster as dg
 
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.publishing import tidy_lake
-from apriel_assets.definitions import build_defs, plan_assets
+from apriel_assets.definitions import build_defs, plan_assets, variant_assets, without_unfit_variants
 from apriel_assets.planning.execute import bring_up_to_date
 from apriel_assets.planning.from_capacity import capacity_estimate
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
-from apriel_assets.planning.selection import select, until
+from apriel_assets.planning.selection import of_variants, select, until
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
 from apriel_assets.recipe_lm_eval import check_before_run, data_to_fetch, network_note
 from resources.artifact_store import ArtifactStore
@@ -30,7 +30,7 @@ class Workspace:
     recipe: Recipe
     home: Path
     instance: dg.DagsterInstance
-    assets: dict[str, AssetPlan]
+    assets: dict[str, AssetPlan]  # the recipe's and its variants'
     defs: dg.Definitions
 
     @property
@@ -42,28 +42,44 @@ class Workspace:
         return ArtifactStore(self.home)
 
     def selection(
-        self, patterns: Sequence[str] | None, until_patterns: Sequence[str] | None
+        self,
+        patterns: Sequence[str] | None,
+        until_patterns: Sequence[str] | None,
+        variants: Sequence[str] = (),
     ) -> set[str] | None:
-        """Return the assets that --select and --until leave; None: all.
+        """Return the assets that --variant, --select and --until leave; None: all but the variants'.
 
         Raises:
-            UserError: a pattern matches nothing.
+            UserError: a variant that the recipe does not have, or a pattern that matches nothing.
         """
-        if not patterns and not until_patterns:
+        if not patterns and not until_patterns and not variants:
             return None
-        chosen = select(self.assets, patterns) if patterns else set(self.assets)
+        if variants:
+            chosen = of_variants(self.assets, variants, patterns)
+        else:
+            chosen = select(self.assets, patterns) if patterns else set(self._considered(None))
         return chosen & until(self.assets, until_patterns) if until_patterns else chosen
 
     def plan(self, selection: Collection[str] | None = None) -> Plan:
-        """Return what is stale now, of the selected assets or of all."""
+        """Return what is stale now, of the selected assets, or of all but the variants'."""
         estimate = capacity_estimate(self.recipe)
-        return make_plan(self.assets, self.defs, self.instance, self.store, estimate).within(selection)
+        considered = self._considered(selection)
+        return make_plan(considered, self.defs, self.instance, self.store, estimate).within(selection)
+
+    def _considered(self, selection: Collection[str] | None) -> dict[str, AssetPlan]:
+        """Return the recipe's own assets and of its variants' the selected ones."""
+        return {
+            key: own
+            for key, own in self.assets.items()
+            if own.variant is None or (selection is not None and key in selection)
+        }
 
     def run(
         self,
         patterns: Sequence[str] | None = None,
         *,
         until_patterns: Sequence[str] | None = None,
+        variants: Sequence[str] = (),
         on_plan: Callable[[Plan], None] = lambda plan: None,
     ) -> list[PlanRow]:
         """Rebuild what is stale (of the selected assets and what they need); return what ran.
@@ -72,7 +88,7 @@ class Workspace:
             UserError: raised by a step's input, a failed blocking check kept something back, or the network that a step
                 will need is not there.
         """
-        selection = self.selection(patterns, until_patterns)
+        selection = self.selection(patterns, until_patterns, variants)
         plan = self.plan(selection)
         check_before_run(self.recipe, [row.place for row in plan.ready])
         # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
@@ -83,7 +99,7 @@ class Workspace:
             on_plan(found)
 
         return bring_up_to_date(
-            self.assets,
+            self._considered(selection),
             self.defs,
             self.instance,
             self.store,
@@ -122,6 +138,7 @@ def report_page(lake: Lake, recipe: str) -> str:
     from resources.provenance import environment
 
     tables = {name: lake.read(name, recipe) for name in REPORT_TABLES}
+    tables["ablations"] = lake.read("ablations", recipe, variants=True)
     # Of the problems only those of a few models are shown, out of perhaps thousands of files.
     samples = [f"evals/{model}" for model in compared_models(tables)]
     tables["eval_samples"] = lake.read("eval_samples", recipe, samples)
@@ -141,7 +158,10 @@ def open_workspace(
     path = find_home(home)
     prepare_home(path)
     with run_lock(path) if write else nullcontext(), open_instance(path) as instance:
-        assets = plan_assets(loaded)
+        own = plan_assets(loaded)
+        if overlays and not any(overlay.startswith("variants") for overlay in overlays):
+            loaded = without_unfit_variants(loaded, own)
+        assets = {**own, **variant_assets(loaded, own)}
         yield Workspace(
             recipe=loaded, home=path, instance=instance, assets=assets, defs=build_defs(loaded, path, assets)
         )

@@ -65,12 +65,13 @@ class Lake:
         recipe: str,
         asset: str,
         version: str,
+        variant: str | None = None,
         partition: str | None = None,
         address: str = "",
     ) -> None:
         """Replace what `asset` holds in each table by these rows, which the artifact at `address` has."""
         for name, rows in tables.items():
-            for column, value in (("recipe", recipe), ("version", version)):
+            for column, value in (("recipe", recipe), ("version", version), ("variant", variant)):
                 rows = rows.append_column(column, pa.array([value] * rows.num_rows, LAKE_COLUMNS[column][0]))
             final = self._file(name, recipe, asset, partition)
             first = not self._has_files(name)
@@ -114,17 +115,26 @@ class Lake:
             self.rebuild_catalog()
         return sorted(path.name for path in gone)
 
-    def read(self, name: str, recipe: str, assets: Collection[str] | None = None) -> pa.Table:
-        """Return a table's rows for one recipe, of all assets or of some, with the lake's columns; maybe none."""
+    def read(
+        self, name: str, recipe: str, assets: Collection[str] | None = None, *, variants: bool = False
+    ) -> pa.Table:
+        """Return a table's rows for one recipe, of all assets or of some, with the lake's columns; maybe none.
+
+        Args:
+            name: of the table.
+            recipe: its name.
+            assets: of these alone; None: of all.
+            variants: with the rows of the recipe's variants.
+        """
         patterns = ["*.parquet"]
         if assets is not None:
             patterns = [_file_name(asset, part) for asset in assets for part in (None, "*")]
         files = [path for own in patterns for path in (self.home / "lake" / name / recipe).glob(own)]
         # By DuckDB: thousands of small files one by one would take pyarrow several times as long.
         with duckdb.connect() as connection:
-            rows = connection.execute(
-                table_source(name, sorted(glob.escape(str(path)) for path in files))
-            ).to_arrow_table()
+            which = "" if variants else " WHERE variant IS NULL"
+            source = table_source(name, sorted(glob.escape(str(path)) for path in files))
+            rows = connection.execute(f"FROM ({source}){which}").to_arrow_table()
         schema = _schema(name)
         return rows.select(schema.names).cast(schema)
 

@@ -86,6 +86,12 @@ class AssetPlan:
     """
 
     key: str  # slash-separated, e.g. h1/probes/h6
+    # What the store, and whatever is made from it, calls it: a variant's `forward_kl/h1/h6` is the h1/h6 of another
+    # recipe. Empty: its key.
+    name: str = ""
+    variant: str | None = (
+        None  # the recipe's variant that it belongs to, and runs for; None: the recipe as it is
+    )
     group: str
     build: Builder
     reads: Mapping[str, Any]
@@ -106,6 +112,8 @@ class AssetPlan:
     fresh_by: str | None = None  # cron string: between two of its ticks a materialization is due
 
     def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.key)
         if len(self.partitions) > MAX_PARTITIONS:
             raise UserError(
                 f"{self.key} would have {len(self.partitions)} partitions, at most {MAX_PARTITIONS} are possible; give "
@@ -120,6 +128,13 @@ class AssetPlan:
     @functools.cached_property
     def code_version(self) -> str:
         return f"{self.revision}+{digest(self.slice, 12)}"
+
+    def calls(self, given: "AssetPlan") -> str:
+        """Return what an input is called in this asset's address, provenance and builder.
+
+        A variant's twin of an asset calls its inputs as that one does, so the two differ only if what they hold does.
+        """
+        return given.name if self.name != self.key else given.key
 
     @property
     def is_partitioned(self) -> bool:

@@ -23,11 +23,11 @@ def build_artifact(
 ) -> None:
     """Fill a draft with what an asset (partition) is made of; not `is_recorded`: the draft will be thrown away."""
     job = Job(
-        asset=plan.key,
+        asset=plan.name,
         draft=draft,
         inputs=inputs,
         address=address,
-        work_dir=ArtifactStore(home).work_directory(plan.key, address),
+        work_dir=ArtifactStore(home).work_directory(plan.name, address),
         home=home,
         partition=partition,
         progress=progress,

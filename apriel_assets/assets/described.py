@@ -27,6 +27,8 @@ _LONGEST_TAG = 63  # Dagster's limit
 def description(plan: AssetPlan) -> str:
     """Return what the asset is, what it is made from, which recipe values it reads and which tables it writes."""
     lines = [plan.description or inspect.cleandoc(plan.build.__doc__ or "")]
+    if plan.name != plan.key:
+        lines.append(f"`{plan.name}` of the recipe's variant `{plan.variant}`; runs when that is asked for.")
     if plan.upstream:
         names = [f"`{asset.key}`" for asset in plan.upstream]
         more = len(names) - _NAMED_INPUTS
@@ -42,7 +44,9 @@ def description(plan: AssetPlan) -> str:
 
 
 def stage(plan: AssetPlan) -> str:
-    """Return the asset's group as the UI calls it: `3_supernet`."""
+    """Return the asset's group as the UI calls it: `3_supernet`; a variant's assets are a group of their own."""
+    if plan.variant is not None:
+        return f"variant_{plan.variant}"
     return f"{_STAGES.index(plan.group) + 1}_{plan.group}" if plan.group in _STAGES else plan.group
 
 
@@ -58,6 +62,8 @@ def kinds(plan: AssetPlan) -> set[str]:
 def tags(plan: AssetPlan) -> dict[str, str]:
     """Return what one can search the assets by."""
     found = {"procedure": _PROCEDURES.get(plan.group, "both")}
+    if plan.variant is not None and len(plan.variant) <= _LONGEST_TAG:
+        found["variant"] = plan.variant
     if len(plan.recipe) <= _LONGEST_TAG:
         found["recipe"] = plan.recipe
     return found

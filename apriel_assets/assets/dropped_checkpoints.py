@@ -70,7 +70,8 @@ def build_dropped_checkpoint(
         evaluate_samples(model, tokenizer, task, accuracy, teacher=teacher, **common)  # type: ignore[arg-type]
         for task in tasks
     ]
-    speeds = measure_throughput(model, throughput, device_name=device_name(), **common)  # type: ignore[arg-type]
+    timed = {"device_name": device_name(), "teacher": teacher, **common}
+    speeds = measure_throughput(model, throughput, **timed)  # type: ignore[arg-type]
     job.draft.tables["eval_samples"] = pa.concat_tables(samples)
     job.draft.tables["evals"] = pa.concat_tables([eval_rows(own, accuracy) for own in samples])
     job.draft.tables["throughput"] = speeds
@@ -140,5 +141,5 @@ def dropped_checkpoints_asset(recipe: Recipe, assets: Mapping[str, AssetPlan]) -
         kinds=("pytorch", "parquet"),
         recipe=recipe.name,
         tables=("evals", "eval_samples", "throughput", "checkpoints", "leaderboard"),
-        revision="3",
+        revision="4",
     )

@@ -62,11 +62,15 @@ def build_evals(
 def build_throughput(
     job: Job, *, asset: str, model: str, placement: str | None, throughput: ThroughputConfig, seed: int
 ) -> None:
-    """Measured speed and latency of prefill and decode by context and batch, beside what the byte model allows."""
+    """Measured speed and latency of prefill and decode by context and batch, beside what the byte model allows.
+
+    The teacher decodes in turn with the model: what slows the machine for a while slows both.
+    """
     from apriel_assets.evaluation.throughput import measure_throughput
     from resources.provenance import device_name
 
     timed = load_evaluated(job, asset, placement)
+    teacher = load_teacher_model(job)[0] if throughput.in_turn else None
     rows: pa.Table = measure_throughput(
         timed,
         throughput,
@@ -74,6 +78,7 @@ def build_throughput(
         device_name=device_name(),
         seed=seed,
         progress=job.progress,
+        teacher=teacher,
     )
     job.draft.tables["throughput"] = rows
 
@@ -125,7 +130,7 @@ def eval_assets(recipe: Recipe, teacher: AssetPlan, models: Sequence[EvaluatedMo
             kinds=("pytorch", "parquet"),
             recipe=recipe.name,
             tables=("throughput",),
-            revision="2",
+            revision="3",
             sketch=sketch_throughput,
         )
         assets += [evals, speed]

@@ -91,7 +91,8 @@ def _checkpoint(
             "k": k,
             "mixer": h1.mixer,
             "init": h1.init,
-            "order": h1.order,
+            # Either takes the easiest of a ranking, which is read: where it is the same one, so is the checkpoint.
+            "order": "mmr" if h1.order == "loo" else h1.order,
             "keep": h1.keep_attention,
             "options": getattr(recipe.mixers, h1.mixer),
             "distill": h1.distill_of(k),

@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 
 def build_layer_scores(job: Job, *, loo: LooConfig, heldout: tuple[TaskSpec, ...]) -> None:
     """Leave-one-out importance: what the teacher loses when one layer's attention is taken out."""
+    from apriel_assets.evaluation.kept_answers import KeptAnswers
     from apriel_assets.scoring.leave_one_out import score_layers
 
     teacher, tokenizer = load_teacher_model(job)
     problems = problems_of(pq.read_table(job.input("traces").path / VALIDATION_TRACES))
-    rows = score_layers(teacher, tokenizer, problems, loo, tasks=heldout, progress=job.progress)
+    with KeptAnswers(job.work_dir, job.address) as kept:
+        rows = score_layers(
+            teacher, tokenizer, problems, loo, tasks=heldout, progress=job.progress, kept=kept
+        )
     job.draft.tables["layer_scores"] = rows
     # The ranking is what others read: if it comes out the same, nothing below is rebuilt.
     job.draft.data_version = digest(ranked_layers(rows))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.records import asset_key, recorded_address
 from resources.artifact_store import Artifact, ArtifactStore
 
@@ -11,7 +12,7 @@ _RECORDS = 20  # of one asset (partition): enough to see past an artifact that w
 
 
 def recorded_artifacts(
-    instance: dg.DagsterInstance, store: ArtifactStore, asset: str, partition: str | None
+    instance: dg.DagsterInstance, store: ArtifactStore, plan: AssetPlan, partition: str | None
 ) -> Iterator[Artifact]:
     """Yield the artifacts that an asset (partition) was materialized as, newest first, each once.
 
@@ -19,10 +20,10 @@ def recorded_artifacts(
     """
     found = instance.fetch_materializations(
         dg.AssetRecordsFilter(
-            asset_key=asset_key(asset), asset_partitions=[partition] if partition else None
+            asset_key=asset_key(plan.key), asset_partitions=[partition] if partition else None
         ),
         limit=_RECORDS,
     ).records
     for address in dict.fromkeys(recorded_address(record) for record in found):
-        if address is not None and (artifact := store.find(asset, address)) is not None:
+        if address is not None and (artifact := store.find(plan.name, address)) is not None:
             yield artifact

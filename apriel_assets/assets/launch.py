@@ -45,7 +45,7 @@ def launched_build(
             )
 
         order = _order(plan, partition, draft, address, inputs, home)
-        how = execution.config.of(plan.key, plan.group)
+        how = execution.config.of(plan.name, plan.group)
         provenance.update(execution.run(order, how, draft, inline=inline, context=context, progress=progress))
 
     return build

@@ -91,7 +91,7 @@ def _bring_up(
         for part, artifact in parts.items()
     }
     versions |= plan.outside(partition) if plan.outside else {}
-    address = home.store.address(plan.key, plan.code_version, versions, partition)
+    address = home.store.address(plan.name, plan.code_version, versions, partition)
     provenance: dict[str, Any] = {
         "partition": partition,
         "recipe": plan.recipe,
@@ -103,7 +103,7 @@ def _bring_up(
         plan, partition, address=address, inputs=inputs, home=home, execution=execution, context=context,
         provenance=provenance,
     )  # fmt: skip
-    artifact, built = home.store.get_or_create(plan.key, address, provenance, build)
+    artifact, built = home.store.get_or_create(plan.name, address, provenance, build)
     step = plan.key + (f"[{partition}]" if partition else "")
     context.log.info("%s: %s %s", step, "built" if built else "found in the store", artifact.path)
     tables = publish(home.lake, plan, partition, artifact)
@@ -116,15 +116,18 @@ def _inputs(
     found: dict[str, dict[str | None, Artifact]] = {}
     wanted = plan.reads_of(partition)
     latest = latest_materializations(instance, wanted)
+    by_key = {given.key: given for given in plan.upstream}
     for upstream, partitions in wanted.items():
-        found[upstream] = {}
+        given = by_key[upstream]
+        label = plan.calls(given)
+        found[label] = {}
         for part in partitions:
             address = recorded_address(latest.get((upstream, part)))
-            artifact = home.store.find(upstream, address) if address else None
+            artifact = home.store.find(given.name, address) if address else None
             if artifact is None:
                 name = upstream + (f"[{part}]" if part else "")
                 raise UserError(
                     f"{plan.key} needs {name}, which is not built or was damaged; run `apriel run`"
                 )
-            found[upstream][part] = artifact
+            found[label][part] = artifact
     return found

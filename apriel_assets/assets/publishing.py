@@ -1,6 +1,6 @@
 """What the lake shows of an artifact: its tables and its `builds` row, and that they are all there."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pyarrow as pa
 
@@ -13,10 +13,12 @@ _BUILDS = "builds"
 
 
 def publish(lake: Lake, plan: AssetPlan, partition: str | None, artifact: Artifact) -> dict[str, pa.Table]:
-    """Replace what the asset (or its partition) shows by this artifact; return the artifact's tables."""
-    tables = {name: artifact.table(name) for name in artifact.table_names}
+    """Replace what the asset (or its partition) shows by this artifact; return the rows of its tables."""
+    tables = {name: _shown(plan, artifact.table(name)) for name in artifact.table_names}
+    builds = _with_column(build_row(artifact), "asset", [plan.key])
     lake.publish(
-        {**tables, _BUILDS: build_row(artifact)},
+        {**tables, _BUILDS: builds},
+        variant=plan.variant,
         recipe=plan.recipe,
         asset=plan.key,
         version=artifact.data_version,
@@ -24,6 +26,36 @@ def publish(lake: Lake, plan: AssetPlan, partition: str | None, artifact: Artifa
         address=artifact.address,
     )
     return tables
+
+
+def variant_rows(rows: pa.Table, variant: str, parents: Collection[str]) -> pa.Table:
+    """Return rows of a variant's models under the names that tell them from the recipe's own: `forward_kl/h9`.
+
+    Args:
+        rows: as the variant's artifact has them, of a recipe of its own.
+        variant: its name.
+        parents: those of the column `parent` that are the variant's, too.
+    """
+    if "model" in rows.column_names:
+        rows = _with_column(rows, "model", [f"{variant}/{name}" for name in rows.column("model").to_pylist()])
+    if "parent" in rows.column_names:
+        given = rows.column("parent").to_pylist()
+        rows = _with_column(
+            rows, "parent", [f"{variant}/{name}" if name in parents else name for name in given]
+        )
+    return rows
+
+
+def _shown(plan: AssetPlan, rows: pa.Table) -> pa.Table:
+    if plan.variant is None or plan.name == plan.key:
+        return rows
+    parents = {given.name.rpartition("/")[2] for given in plan.upstream if given.variant is not None}
+    return variant_rows(rows, plan.variant, parents)
+
+
+def _with_column(rows: pa.Table, name: str, values: list[str | None]) -> pa.Table:
+    index = rows.schema.get_field_index(name)
+    return rows.set_column(index, rows.schema.field(index), pa.array(values, pa.string()))
 
 
 def tidy_lake(

@@ -1,6 +1,6 @@
 """What people look at: the leaderboard and the report page."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pyarrow as pa
 
@@ -33,15 +33,18 @@ def build_report(job: Job, *, recipe: str) -> None:
     from apriel_assets.reporting.report import render_report
 
     builds = pa.concat_tables([build_row(artifact) for artifact in _inputs(job)])
-    page = render_report({**input_tables(job), "builds": builds}, recipe=recipe, provenance=environment())
+    tables = input_tables(
+        job, without=("lm_eval_samples",)
+    )  # every document with its prompt: nothing shows them
+    page = render_report({**tables, "builds": builds}, recipe=recipe, provenance=environment())
     (job.draft.path / PAGE).write_text(page)
 
 
-def input_tables(job: Job) -> dict[str, pa.Table]:
-    """Return the rows of all inputs, by table."""
+def input_tables(job: Job, without: Collection[str] = ()) -> dict[str, pa.Table]:
+    """Return the rows of all inputs, by table, but for some tables."""
     parts: dict[str, list[pa.Table]] = {}
     for artifact in _inputs(job):
-        for name in artifact.table_names:
+        for name in (own for own in artifact.table_names if own not in without):
             parts.setdefault(name, []).append(artifact.table(name))
     return {name: pa.concat_tables(tables, promote_options="default") for name, tables in parts.items()}
 

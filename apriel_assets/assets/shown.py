@@ -103,7 +103,7 @@ def check_results(
     judged = []
     # Of partitions that come one after the other, such as dates, only the new ones: an old verdict is no news.
     for partition in made if plan.dynamic_partitions else plan.partition_keys:
-        earlier = recorded_artifacts(instance, store, plan.key, partition)
+        earlier = recorded_artifacts(instance, store, plan, partition)
         artifact = made.get(partition) or next(earlier, None)
         if artifact is not None:
             before = next((one for one in earlier if one.address != artifact.address), None)

@@ -45,6 +45,9 @@ class ThroughputConfig:
         "auto"  # auto: the runner, unless it does not know the model
     )
 
+    # The teacher decodes a few steps between a model's repeats, so that a busy machine slows both; needs room for both.
+    in_turn: bool = True
+
     @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The batch sizes, smallest first."""

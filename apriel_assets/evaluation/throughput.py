@@ -8,6 +8,7 @@ trained for do no harm.
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,12 @@ from apriel_assets.evaluation.roofline import (
     modelled_speedup,
     prefill_tokens_per_s_bound,
 )
-from apriel_assets.evaluation.timed_decoding import decoding_at, forward_kernels, timed_steps
+from apriel_assets.evaluation.timed_decoding import (
+    TimedDecoding,
+    decoding_at,
+    forward_kernels,
+    timed_steps,
+)
 from apriel_assets.progress import Progress, silent
 from apriel_assets.tables.schemas import to_table
 
@@ -44,6 +50,7 @@ def measure_throughput(
     device_name: str,
     seed: int = 0,
     progress: Progress = silent,
+    teacher: "HybridForCausalLM | None" = None,
 ) -> pa.Table:
     """Return `throughput` rows: prefill and decode at every context and batch size, the median of the repeats.
 
@@ -56,6 +63,7 @@ def measure_throughput(
         device_name: goes into the rows.
         seed: of the random tokens.
         progress: called with timed and all points.
+        teacher: decodes in turn with the model, if the config wants that; None: the model is timed alone.
 
     Raises:
         UserError: the config asks for the runner, and it does not know the model.
@@ -64,11 +72,14 @@ def measure_throughput(
     points = [(context, batch_size) for batch_size in config.batch_sizes for context in contexts]
     row = partial(_row, model_shape(model), model)
     rows = []
-    with evaluating(model):
+    other = teacher if config.in_turn and teacher is not model else None
+    beside = _weights_beside(model, other)
+    with evaluating(model), nullcontext() if other is None else evaluating(other):
         for number, (context, batch_size) in enumerate(points):
             tokens = _random_tokens(model, batch_size, min(context, config.contexts[-1]), seed)
-            for timing in _time_point(model, tokens, context, config):
-                rows.append({**row(context, batch_size, timing), "model": model_name, "device": device_name})
+            for timing in _time_point(model, tokens, context, config, other):
+                found = row(context, batch_size, timing, beside)
+                rows.append({**found, "model": model_name, "device": device_name})
             progress(number + 1, len(points), tokens_per_s=rows[-1]["tokens_per_s"])
     return to_table("throughput", rows)
 
@@ -96,14 +107,28 @@ class _Timing:
     num_tokens: int  # of one sequence in one repeat
     seconds: list[float]  # of each repeat
     latencies: list[float]  # seconds to the first token, or of each further one
+    speedups: list[float]  # of each repeat, over the teacher's steps right after it
     peak_memory_bytes: int | None
     cache_bytes: int  # of all sequences at the context
     decoder: str | None
     kernels: str
 
 
+def _weights_beside(model: "HybridForCausalLM", teacher: "HybridForCausalLM | None") -> int:
+    """Return the bytes on the GPU that only the teacher holds; a CPU's peak is the whole process's anyway."""
+    if teacher is None or model.device.type != "cuda":
+        return 0
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    return sum(p.numel() * p.element_size() for p in teacher.parameters() if p.data_ptr() not in own)
+
+
 def _row(
-    shape: ModelShape, model: "HybridForCausalLM", context: int, batch_size: int, timing: _Timing
+    shape: ModelShape,
+    model: "HybridForCausalLM",
+    context: int,
+    batch_size: int,
+    timing: _Timing,
+    bytes_beside: int,
 ) -> dict[str, Any]:
     device = measured_device(model.device, model.dtype)
     bound = decode_tokens_per_s_bound if timing.phase == "decode" else prefill_tokens_per_s_bound
@@ -118,11 +143,14 @@ def _row(
         "latency_p50_seconds": float(low),
         "latency_p95_seconds": float(high),
         "num_latencies": len(timing.latencies),
+        "speedup": statistics.median(timing.speedups) if timing.speedups else None,
         "modelled_speedup": modelled_speedup(shape, model.placement, context, batch_size, timing.phase),
         "bound_tokens_per_s": bound(shape, model.placement, context, batch_size, device),
         "cache_bytes": timing.cache_bytes,
         "cache_bytes_per_token": timing.cache_bytes / batch_size / context,
-        "peak_memory_bytes": timing.peak_memory_bytes,
+        "peak_memory_bytes": None
+        if timing.peak_memory_bytes is None
+        else timing.peak_memory_bytes - bytes_beside,
         "decoder": timing.decoder,
         "kernels": timing.kernels,
         "device_bytes_per_s": device.bytes_per_s,
@@ -138,10 +166,14 @@ def _random_tokens(model: "HybridForCausalLM", batch_size: int, context: int, se
 
 
 def _time_point(
-    model: "HybridForCausalLM", tokens: Tensor, context: int, config: ThroughputConfig
+    model: "HybridForCausalLM",
+    tokens: Tensor,
+    context: int,
+    config: ThroughputConfig,
+    teacher: "HybridForCausalLM | None",
 ) -> list[_Timing]:
     """Return the timing of prefill, where the prompt `[batch, seq]` is as long as the context, and of decode."""
-    decode = _time_decode(model, tokens, context, config)
+    decode = _time_decode(model, tokens, context, config, teacher)
     if tokens.shape[1] < context:
         return [decode]
     return [_time_prefill(model, tokens, config, decode.cache_bytes), decode]
@@ -165,6 +197,7 @@ def _time_prefill(
         num_tokens=tokens.shape[1],
         seconds=seconds,
         latencies=seconds,
+        speedups=[],
         peak_memory_bytes=peak.num_bytes,
         cache_bytes=cache_bytes,
         decoder=None,
@@ -173,29 +206,52 @@ def _time_prefill(
 
 
 def _time_decode(
-    model: "HybridForCausalLM", tokens: Tensor, context: int, config: ThroughputConfig
+    model: "HybridForCausalLM",
+    tokens: Tensor,
+    context: int,
+    config: ThroughputConfig,
+    teacher: "HybridForCausalLM | None",
 ) -> _Timing:
-    steps, repeats = config.decode_tokens, []
-    with peak_memory(model.device) as peak:
+    repeats, speedups, rounds = [], [], _repeats(config)
+    # Fewer: it is timed with every model, and what is asked of it is one step's time.
+    fewer = -(-config.decode_tokens // 2)
+
+    def decoding(own: "HybridForCausalLM") -> TimedDecoding:
         # Not in inference mode: the runner joins the model's matrices, which must stay trainable.
-        state = decoding_at(
-            model, len(tokens), context, steps + 1, config.decoder, partial(_read, model, tokens)
+        found = decoding_at(
+            own, len(tokens), context, config.decode_tokens + 1, config.decoder, partial(_read, own, tokens)
         )
-        with torch.inference_mode():
-            for repeat in _repeats(config):
-                found = timed_steps(state.step, steps if repeat else 1, model.device)
-                repeats += [found] if repeat else []
-                state.rewind()
+        _timed(found, 1, own.device)
+        return found
+
+    with peak_memory(model.device) as peak:
+        next(rounds)
+        state = decoding(model)
+    other = decoding(teacher) if teacher is not None else None
+    for _ in rounds:
+        repeats.append(_timed(state, config.decode_tokens, model.device))
+        if other is not None:
+            beside = _timed(other, fewer, model.device)
+            # As many steps of both, each after the other model's: neither finds its data in the processor's caches.
+            speedups.append(statistics.median(beside) / statistics.median(repeats[-1][:fewer]))
     return _Timing(
         phase="decode",
-        num_tokens=steps,
+        num_tokens=config.decode_tokens,
         seconds=[sum(found) for found in repeats],
         latencies=[seconds for found in repeats for seconds in found],
+        speedups=speedups,
         peak_memory_bytes=peak.num_bytes,
         cache_bytes=state.cache_bytes,
         decoder=state.decoder,
         kernels=state.kernels,
     )
+
+
+@torch.inference_mode()
+def _timed(state: TimedDecoding, num_steps: int, device: torch.device) -> list[float]:
+    seconds = timed_steps(state.step, num_steps, device)
+    state.rewind()
+    return seconds
 
 
 @torch.inference_mode()

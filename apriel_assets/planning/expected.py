@@ -64,7 +64,7 @@ class PastRuns:
         formula = self._estimate(asset, partition) if self._estimate else Expected()
         if run is None or (formula.source and run["recipe"] != asset.recipe):
             return formula
-        if run["asset"] != asset.key:
+        if run["asset"] != asset.name:
             source = run["asset"]
         else:
             source = "same values" if nearest.num_changed == 0 else "nearest values"
@@ -74,7 +74,7 @@ class PastRuns:
         """Return the runs with the fewest changed recipe values, by partition the latest."""
         best, own_slice = _Nearest(), asset.slice
         for candidate in candidates:
-            for runs in self._of(candidate.key).values():
+            for runs in self._of(candidate.name).values():
                 num_changed = len(changed_leaves(runs[0]["recipe_slice"], own_slice))
                 if not best.runs or num_changed < best.num_changed:
                     best = _Nearest(num_changed)

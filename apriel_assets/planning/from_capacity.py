@@ -41,7 +41,7 @@ def capacity_estimate(recipe: Recipe) -> Estimate:
     def estimate(asset: AssetPlan, partition: str | None) -> Expected:
         if (cost := formulas.cost(asset, partition)) is None:
             return Expected()
-        gpus = recipe.execution.of(asset.key, asset.group).gpus or 1
+        gpus = recipe.execution.of(asset.name, asset.group).gpus or 1
         return Expected(cost.seconds(gpus), cost.gpu_seconds, CAPACITY)
 
     return estimate

@@ -167,7 +167,7 @@ class _Forecast:
         if reason is None and last is not None and address == last.address:
             self._versions[place] = last.data_version  # what it is made from comes out as it was
             return
-        stored = self._store.find(asset.key, address) if address else None
+        stored = self._store.find(asset.name, address) if address else None
         self._moving.add(place)
         self._versions[place] = stored.data_version if stored else None
         expected = NOTHING_TO_BUILD if stored else self._past.expected(asset, partition)
@@ -189,22 +189,23 @@ class _Forecast:
 
     def _address(self, asset: AssetPlan, partition: str | None, reads: Sequence[Place]) -> str | None:
         """Return the address that a place will have, or None if an input's data version is not known yet."""
-        versions = {input_name(*read): self._versions.get(read) for read in reads}
+        names = {given.key: asset.calls(given) for given in asset.upstream}
+        versions = {input_name(names[key], part): self._versions.get((key, part)) for key, part in reads}
         known = {name: version for name, version in versions.items() if version is not None}
         if len(known) < len(versions):
             return None
         known |= asset.outside(partition) if asset.outside else {}
-        return self._store.address(asset.key, asset.code_version, known, partition)
+        return self._store.address(asset.name, asset.code_version, known, partition)
 
 
 def _last_artifact(store: ArtifactStore, asset: AssetPlan, address: str | None) -> Artifact | str | None:
     """Return the last materialization's artifact, or what is wrong with it, or None if there was none."""
     if address is None:
         return None
-    if found := store.find(asset.key, address):
+    if found := store.find(asset.name, address):
         return found
-    path = f"artifacts/{asset.key}/{address}"
-    return f"files missing or damaged: {path}: {store.damage(asset.key, address)}"
+    path = f"artifacts/{asset.name}/{address}"
+    return f"files missing or damaged: {path}: {store.damage(asset.name, address)}"
 
 
 def _reason(asset: AssetPlan, causes: Sequence[StaleCause], last: Artifact | str | None) -> str:

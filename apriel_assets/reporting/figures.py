@@ -24,6 +24,7 @@ from apriel_assets.reporting.drawing import (
     tag_errorbar,
 )
 from apriel_assets.reporting.pareto import pareto_front
+from apriel_assets.reporting.summary import speedup
 
 Row = dict[str, Any]
 Rows = Sequence[Row]
@@ -183,7 +184,7 @@ def speed_by_context(throughput: Rows) -> Figure | None:
     decode = [row for row in throughput if row["phase"] == "decode"]
     largest = max((row["batch_size"] for row in decode), default=0)
     decode = [row for row in decode if row["batch_size"] == largest]
-    teacher = {_point(row): row["tokens_per_s"] for row in decode if row["model"] == "teacher"}
+    teacher = {_point(row): row for row in decode if row["model"] == "teacher"}
     lines = {}
     for model in dict.fromkeys(row["model"] for row in decode if row["model"] != "teacher"):
         rows = [row for row in decode if row["model"] == model and _point(row) in teacher]
@@ -195,7 +196,7 @@ def speed_by_context(throughput: Rows) -> Figure | None:
     for index, (model, rows) in enumerate(lines.items()):
         marker = "os^D"[index // NUM_COLOURS % 4]  # colours come round again
         contexts = [row["context_tokens"] for row in rows]
-        measured = [row["tokens_per_s"] / teacher[_point(row)] for row in rows]
+        measured = [speedup(row, teacher[_point(row)]) for row in rows]
         (line,) = axes.plot(contexts, measured, f"{marker}-", ms=3, label=model)
         modelled = [math.nan if row["modelled_speedup"] is None else row["modelled_speedup"] for row in rows]
         tag(axes.plot(contexts, modelled, "--", color=line.get_color()), model)

@@ -12,10 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from apriel_assets.reporting import figures
+from apriel_assets.reporting.ablation_section import ablation_section
 from apriel_assets.reporting.drawing import INK, PUBLISHED, toggle_class
 from apriel_assets.reporting.drift_section import drift_section
 from apriel_assets.reporting.layer_maps import counts_text, layer_map, mixer_legend
 from apriel_assets.reporting.layers_section import layers_section
+from apriel_assets.reporting.lm_eval_section import headline_cells, headline_columns, lm_eval_section
 from apriel_assets.reporting.origins import origins, origins_table
 from apriel_assets.reporting.recommendation import recommendation_section
 from apriel_assets.reporting.roofline_sections import roofline_section, speed_section
@@ -47,6 +49,7 @@ _METRICS = {
 }
 # Speed and rankings of all models; then the supernet procedure's: the result first, then what it rests on.
 _SECTIONS = (
+    lm_eval_section,
     layers_section,
     speed_section,
     roofline_section,
@@ -56,13 +59,14 @@ _SECTIONS = (
     costs_section,
     supernet_section,
     matryoshka_section,
+    ablation_section,
     drift_section,
 )
 # What the page is made of, but for `eval_samples`, of which it needs those of a few models.
 REPORT_TABLES = (
     "audit", "audit_points", "builds", "candidates", "checkpoints", "cost_check", "devices", "evals",
-    "layer_bytes", "layer_scores", "leaderboard", "levers", "mixer_costs", "placements", "probes", "reevals",
-    "search_curve", "sharing", "supernet_curves", "throughput", "training",
+    "layer_bytes", "layer_scores", "leaderboard", "levers", "lm_evals", "mixer_costs", "placements", "probes",
+    "reevals", "search_curve", "sharing", "supernet_curves", "throughput", "training",
 )  # fmt: skip
 _PICTURED = ("checkpoints", "leaderboard", "layer_scores", "probes", "training", "throughput")
 
@@ -87,11 +91,15 @@ def render_report(tables: Tables, *, recipe: str, provenance: Mapping[str, Any])
     checkpoints = {row["model"]: row for row in table_rows(tables, "checkpoints")}
     leaderboard = leaderboard_table(tables).to_pylist()
     places = _places(tables)
+    of_harness = headline_cells(tables, [row["model"] for row in leaderboard])
     return environment.get_template("report.html.j2").render(
         recipe=recipe,
         recommended=_shown(recommendation_section(tables)),
-        columns=summary_columns() | ({"places": "places"} if places else {}),
-        summary=[row | {"places": places.get(row["model"], ABSENT)} for row in summary_rows(tables)],
+        columns=summary_columns() | ({"places": "places"} if places else {}) | headline_columns(tables),
+        summary=[
+            row | {"places": places.get(row["model"], ABSENT)} | of_harness[row["model"]]
+            for row in summary_rows(tables)
+        ],
         toggles=[*(row["model"] for row in leaderboard), PUBLISHED],
         pictured=_PICTURED,
         searched=any(table_rows(tables, name) for name in ("candidates", "placements")),

@@ -19,6 +19,7 @@ from apriel_assets.errors import UserError
 from apriel_assets.evaluation.accuracy import answer_problems
 from apriel_assets.evaluation.config import EvalConfig
 from apriel_assets.evaluation.generation import evaluating
+from apriel_assets.evaluation.kept_answers import KeptAnswers
 from apriel_assets.evaluation.tasks.problems import Problem
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.progress import Progress, silent
@@ -38,6 +39,7 @@ def score_layers(
     *,
     tasks: Sequence[TaskSpec] = (),
     progress: Progress = silent,
+    kept: KeptAnswers | None = None,
 ) -> pa.Table:
     """Return the `layer_scores` table, one row per layer; rank 0 is the least important.
 
@@ -53,6 +55,7 @@ def score_layers(
         config: metric and number of problems.
         tasks: the problems' tasks; their verifiers judge, for metric `accuracy`.
         progress: called with scored and all (batch, layer) pairs, then with measured and all accuracies.
+        kept: where answers to an lm-eval task are kept for a call that goes on; None: they are not.
 
     Raises:
         UserError: no problems; an unknown or unreachable lm-eval task.
@@ -71,7 +74,7 @@ def score_layers(
             layer_divergences(model, traces, config.batch_size, progress)
         )
     ]
-    if accuracies := _accuracies(model, tokenizer, chosen, tasks, config, progress):
+    if accuracies := _accuracies(model, tokenizer, chosen, tasks, config, progress, kept):
         whole, without = accuracies
         for row, accuracy in zip(rows, without, strict=True):
             row |= {"accuracy": accuracy, "importance": whole - accuracy}
@@ -120,12 +123,13 @@ def _accuracies(
     tasks: Sequence[TaskSpec],
     config: LooConfig,
     progress: Progress,
+    kept: KeptAnswers | None,
 ) -> tuple[float, list[float]] | None:
     """Return the accuracy of the model, and without the mixer of each layer; None: the metric is the divergence."""
     if config.metric == "lm_eval":
         from apriel_assets.scoring.lm_eval_layers import accuracies_without_layers  # an optional dependency
 
-        return accuracies_without_layers(model, tokenizer, config.asked, progress=progress)
+        return accuracies_without_layers(model, tokenizer, config.asked, progress=progress, kept=kept)
     if config.metric == "accuracy":
         measure = partial(_generated_accuracy, model, tokenizer, problems, tasks)
         whole, without = measure(), []

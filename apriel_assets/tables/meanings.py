@@ -23,6 +23,7 @@ TABLE_MEANINGS: dict[str, str] = {
     "supernet_curves": "One fixed probe placement at one step of the supernet's training.",
     "sharing": "One named placement of a matryoshka checkpoint: what it shares and adds.",
     "leaderboard": "One model: quality, speed, training, and the places that the paired tests leave open.",
+    "ablations": "One metric of a variant's model on one task, beside the recipe's own model on the same problems.",
     "eval_samples": "One problem answered by one model.",
     "lm_evals": "One metric of one model on one task of the lm-evaluation-harness.",
     "lm_eval_samples": "One document of such a task, answered by one model.",

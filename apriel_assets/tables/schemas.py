@@ -1,6 +1,6 @@
 """Every result table's columns, types and meaning: the one place where a column gets its name.
 
-The lake adds `recipe` (name) and `version` (data version of the asset that wrote the row) to each.
+The lake adds `recipe` (name), `version` (data version of the asset that wrote the row) and `variant` to each.
 """
 
 import pyarrow as pa
@@ -220,12 +220,28 @@ TABLES: dict[str, TableSpec] = {
         "context_tokens": (_INT, "longest context at which model and teacher were both timed"),
         "batch_size": (_INT, "sequences at once, there"),
         "decode_tokens_per_s": (_FLOAT, "measured there, all sequences together"),
-        "decode_speedup": (_FLOAT, "measured there, over the teacher"),
+        "decode_speedup": (_FLOAT, "measured there, over the teacher, where possible in turn with it"),
         "modelled_decode_speedup": (_FLOAT, "decode bytes of the all-FA model over its own, there"),
         "tokens": (_INT, "loss-carrying tokens of this checkpoint's training and all before it"),
         "seconds": (_FLOAT, "training wall time of its own stage"),
         "place_best": (_INT, "best place by accuracy that the paired tests leave open, 1 = first"),
         "place_worst": (_INT, "worst place that they leave open (the same: told from all other models)"),
+    },
+    "ablations": {
+        "model": (_TEXT, "a variant's model, e.g. forward_kl/h9"),
+        "base_model": (_TEXT, "the recipe's own of that name, e.g. h9"),
+        "task": (_TEXT, "task name, or all tasks: the mean over them"),
+        "metric": (_TEXT, "accuracy or reverse_kl_nats"),
+        "num_problems": (_INT, "problems that both answered"),
+        "num_differing": (_INT, "problems that the two answered differently"),
+        "value": (_FLOAT, "of the variant's model"),
+        "base_value": (_FLOAT, "of the recipe's own model"),
+        "difference": (_FLOAT, "value - base_value, paired by problem"),
+        "low": (_FLOAT, "lower end of its 95% bootstrap interval over problems"),
+        "high": (_FLOAT, "upper end of its 95% bootstrap interval over problems"),
+        "p_value": (_FLOAT, "sign-flip test; of single tasks adjusted for their number (Holm)"),
+        "better": (_TEXT, "which of the two is, by interval and test (null: no detectable difference)"),
+        "could_hide": (_FLOAT, "without a detectable difference, how large one may still be"),
     },
     **SPEED_TABLES,
     **RECORD_TABLES,
@@ -236,6 +252,7 @@ TABLES: dict[str, TableSpec] = {
 LAKE_COLUMNS: TableSpec = {
     "recipe": (_TEXT, "recipe that the row belongs to"),
     "version": (_TEXT, "data version of the asset that wrote the row"),
+    "variant": (_TEXT, "variant of the recipe that the row belongs to (null: the recipe as it is)"),
 }
 
 

@@ -19,6 +19,10 @@ SPEED_TABLES: dict[str, dict[str, tuple[pa.DataType, str]]] = {
         ),
         "latency_p95_seconds": (_FLOAT, "95 of 100 latencies are at most this"),
         "num_latencies": (_INT, "latencies that the two are of: repeats, in decode each of their tokens"),
+        "speedup": (
+            _FLOAT,
+            "over the teacher, decoding in turn with it: median over repeats (null: prefill, or not timed in turn)",
+        ),
         "modelled_speedup": (_FLOAT, "decode bytes (or prefill FLOP) of the all-FA model over its own"),
         "bound_tokens_per_s": (
             _FLOAT,

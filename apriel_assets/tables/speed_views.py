@@ -11,7 +11,7 @@ SPEED_VIEWS: dict[str, View] = {
             "context_tokens": "tokens in the cache when decoding starts, or prompt length",
             "batch_size": "sequences at once",
             "tokens_per_s": "measured, all sequences together",
-            "speedup": "measured, over the teacher (null: it was not timed there)",
+            "speedup": "measured, over the teacher, where possible in turn with it (null: it was not timed there)",
             "modelled_speedup": "decode bytes (or prefill FLOP) of the all-FA model over its own",
             "bound_tokens_per_s": "most that the device allows by the byte model",
             "share_of_bound": "tokens_per_s over bound_tokens_per_s",
@@ -24,7 +24,8 @@ SPEED_VIEWS: dict[str, View] = {
         },
         sql="""
         SELECT own.recipe, own.model, own.phase, own.context_tokens, own.batch_size, own.tokens_per_s,
-            own.tokens_per_s / teacher.tokens_per_s AS speedup, own.modelled_speedup, own.bound_tokens_per_s,
+            coalesce(own.speedup, own.tokens_per_s / teacher.tokens_per_s) AS speedup, own.modelled_speedup,
+            own.bound_tokens_per_s,
             own.tokens_per_s / own.bound_tokens_per_s AS share_of_bound, own.latency_p50_seconds,
             own.latency_p95_seconds, own.cache_bytes_per_token, own.peak_memory_bytes, own.decoder, own.device
         FROM throughput own LEFT JOIN (FROM throughput WHERE model = 'teacher') teacher
@@ -58,7 +59,7 @@ SPEED_VIEWS: dict[str, View] = {
                 sum(num_layers * weight_bytes) + max(head_weight_bytes)
                     + sequences * sum(num_layers * moved_bytes) AS step_bytes,
                 sequences * (sum(num_layers * flops) + max(head_flops)) AS step_flops
-            FROM counted JOIN layer_bytes USING (recipe, mixer) GROUP BY ALL)
+            FROM counted JOIN (FROM layer_bytes WHERE variant IS NULL) USING (recipe, mixer) GROUP BY ALL)
         SELECT own.recipe, own.model, device, context_tokens, sequences AS batch_size,
             own.step_bytes / sequences AS bytes_per_token, own.cache_bytes,
             teacher.step_bytes / own.step_bytes AS speedup, own.step_flops / own.step_bytes AS intensity,
@@ -67,7 +68,7 @@ SPEED_VIEWS: dict[str, View] = {
             sequences / greatest(own.step_bytes / bytes_per_s, own.step_flops / flops_per_s) AS bound_tokens_per_s
         FROM steps own
         JOIN (FROM steps WHERE model = 'teacher') teacher USING (recipe, context_tokens)
-        JOIN devices USING (recipe)
+        JOIN (FROM devices WHERE variant IS NULL) USING (recipe)
         ORDER BY own.recipe, device, context_tokens, own.model""",
     ),
 }

@@ -3,6 +3,7 @@
 Each has what it is for, its columns or parameters with units, and its SQL. All are per recipe: a home may hold several.
 """
 
+from apriel_assets.tables.lm_eval_views import LM_EVAL_VIEWS
 from apriel_assets.tables.speed_views import SPEED_VIEWS
 from apriel_assets.tables.view import MODEL, RECIPE, Function, View
 
@@ -132,9 +133,9 @@ VIEWS: dict[str, View] = {
         },
         sql="""
         WITH spent AS (
-            SELECT recipe, parse_filename(asset) AS model,
+            SELECT recipe, concat_ws('/', variant, parse_filename(asset)) AS model,
                 sum(CASE WHEN gpu_seconds > 0 THEN gpu_seconds ELSE seconds END) / 60 AS gpu_minutes
-            FROM builds WHERE asset LIKE 'h1/%' GROUP BY ALL),
+            FROM builds WHERE asset LIKE concat_ws('/', variant, 'h1/%') GROUP BY ALL),
         steps AS (
             SELECT c.recipe, c.model, c.parent, c.num_replaced - p.num_replaced AS layers_replaced,
                 coalesce(spent.gpu_minutes, c.seconds / 60) AS gpu_minutes,
@@ -241,7 +242,8 @@ VIEWS: dict[str, View] = {
             count(other.rank) FILTER (other.generated_high >= own.generated_low
                 AND other.generated_low <= own.generated_high) AS num_as_good
         FROM placements own LEFT JOIN placements other
-            ON other.recipe = own.recipe AND other.budget = own.budget AND NOT other.chosen
+            ON other.recipe = own.recipe AND other.variant IS NOT DISTINCT FROM own.variant
+                AND other.budget = own.budget AND NOT other.chosen
         WHERE own.chosen GROUP BY ALL ORDER BY own.recipe, own.budget DESC""",
     ),
     "over_seeds": View(
@@ -265,4 +267,5 @@ VIEWS: dict[str, View] = {
         GROUP BY model ORDER BY accuracy DESC, model""",
     ),
     **SPEED_VIEWS,
+    **LM_EVAL_VIEWS,
 }

@@ -108,6 +108,43 @@ def test_tokens_per_s_and_latencies_by_hand(hybrid, monkeypatch):
     assert decode["num_latencies"] == 6
 
 
+def test_the_teacher_decodes_in_turn_and_the_median_of_the_ratios_counts(hybrid, tiny_llama, monkeypatch):
+    teacher = HybridForCausalLM.from_teacher(tiny_llama(num_hidden_layers=3)).eval()
+    config = ThroughputConfig(contexts=(8,), batch_size=3, decode_tokens=3, repeats=3)
+    # The machine is ten times slower in the second round, for both. Teacher's ratios: 2, 3, 4.
+    own, others = (
+        [[9.0], [1.0, 1.0, 700.0], [10.0] * 3, [1.0] * 3],
+        [[9.0], [2.0, 2.0], [30.0] * 2, [4.0] * 2],
+    )
+    order = []
+
+    def timed(step, num_steps, device):
+        whose = "teacher" if step.__self__._runner.model is teacher else "own"
+        order.append((whose, num_steps))
+        return (others if whose == "teacher" else own).pop(0)
+
+    monkeypatch.setattr(throughput, "timed_steps", timed)
+    prefill, decode = measure(hybrid, config, teacher=teacher)
+    assert decode["speedup"] == 3.0
+    assert prefill["speedup"] is None
+    assert order == [("own", 1), ("teacher", 1), *[("own", 3), ("teacher", 2)] * 3]
+
+
+def test_a_model_timed_alone_has_no_speedup(hybrid, tiny_llama):
+    teacher = HybridForCausalLM.from_teacher(tiny_llama(num_hidden_layers=3)).eval()
+    for options in ({}, {"teacher": hybrid}):
+        assert {row["speedup"] for row in measure(hybrid, **options)} == {None}
+    alone = replace(CONFIG, in_turn=False)
+    assert {row["speedup"] for row in measure(hybrid, alone, teacher=teacher)} == {None}
+
+
+def test_the_same_model_in_turn_with_its_copy_is_about_as_fast(hybrid, tiny_llama):
+    teacher = HybridForCausalLM.from_teacher(tiny_llama(num_hidden_layers=3)).eval()
+    copy = HybridForCausalLM.from_teacher(tiny_llama(num_hidden_layers=3)).eval()
+    found = [row["speedup"] for row in measure(copy, teacher=teacher) if row["phase"] == "decode"]
+    assert all(0.02 < speedup < 50 for speedup in found)  # a number of the right kind, on any machine
+
+
 @pytest.mark.parametrize("decoder", ["runner", "model"])
 def test_every_repeat_decodes_from_the_context(hybrid, decoder, monkeypatch):
     seen = []

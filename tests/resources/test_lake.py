@@ -38,7 +38,7 @@ def test_rerun_replaces_and_never_appends(lake):
 def test_every_table_has_a_view_with_its_columns_also_when_empty(lake):
     for name, columns in TABLES.items():
         found, _ = lake.query(f'select * from "{name}" limit 0')
-        assert set(found) == {*columns, "recipe", "version"}
+        assert set(found) == {*columns, "recipe", "version", "variant"}
 
 
 def test_published_figures_are_there(lake):
@@ -111,7 +111,9 @@ def test_prune_drops_what_the_recipe_no_longer_has(lake):
 def test_read_has_every_column_of_the_schema_in_its_type(lake):
     for name in TABLES:
         found = lake.read(name, "r")
-        expected = pa.schema([*table_schema(name), ("recipe", pa.string()), ("version", pa.string())])
+        expected = pa.schema(
+            [*table_schema(name), ("recipe", pa.string()), ("version", pa.string()), ("variant", pa.string())]
+        )
         assert found.schema.equals(expected)
     assert lake.read("evals", "r").column("value").to_pylist() == [1.0] * 3
     assert lake.read("evals", "other").num_rows == 0

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("lm_eval")
 
 from apriel_assets.bundled.tokenizer import build_tokenizer
+from apriel_assets.evaluation.kept_answers import KeptAnswers
 from apriel_assets.evaluation.lm_eval_adapter import task_accuracy
 from apriel_assets.evaluation.lm_eval_config import LmEvalTask
 from apriel_assets.evaluation.log_likelihoods import Request
@@ -75,6 +76,31 @@ def test_layers_below_the_missing_one_are_not_computed_again(model_and_tokenizer
     assert counts.mixers == batches * (NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1) // 2)
     assert counts.decoder_layers == batches * (NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS + 1) // 2)
     assert seen[-1] == (batches * NUM_LAYERS, batches * NUM_LAYERS)
+
+
+def test_an_interrupted_call_goes_on_from_the_batches_that_it_answered(model_and_tokenizer, tmp_path):
+    model, _ = model_and_tokenizer
+    whole = answers_without_layers(model, drawn(), batch_size=3)
+
+    def interrupt(done, total):
+        if done > NUM_LAYERS:  # in the second of two batches
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), KeptAnswers(tmp_path, "m") as kept:
+        answers_without_layers(model, drawn(), batch_size=3, progress=interrupt, kept=kept)
+    seen = []
+    with KeptAnswers(tmp_path, "m") as kept, count_layers(model) as counts:
+        progress = lambda done, total: seen.append(done)  # noqa: E731
+        again = answers_without_layers(model, drawn(), batch_size=3, progress=progress, kept=kept)
+    assert again == whole
+    assert counts.mixers == NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1) // 2  # of one batch
+    assert seen == [NUM_LAYERS + 1 + layer for layer in range(NUM_LAYERS)]
+    with KeptAnswers(tmp_path, "m") as kept, count_layers(model) as counts:
+        other = answers_without_layers(model, drawn(seed=1), batch_size=3, kept=kept)
+    assert counts.mixers == 2 * (
+        NUM_LAYERS + NUM_LAYERS * (NUM_LAYERS - 1) // 2
+    )  # other requests, other answers
+    assert other != whole
 
 
 def test_accuracies_are_those_of_running_the_task_for_each_layer(model_and_tokenizer, folder):

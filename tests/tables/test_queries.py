@@ -188,6 +188,54 @@ def test_speed_has_the_teachers_beside_each_point(lake):
     }
 
 
+def lm_eval_row(model, value, **changes):
+    row = {
+        "model": model,
+        "asked": "mmlu",
+        "task": "mmlu",
+        "metric": "acc",
+        "filter": "none",
+        "num_fewshot": 5,
+    }
+    row |= {"value": value, "stderr": 0.01, "num_samples": 400, "higher_is_better": True}
+    return row | changes
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory):
+    """A home with rows of the harness: h6 beats sft in both, h7 is the fastest, perplexity is better when low."""
+    lake = write_home(tmp_path_factory.mktemp("harness"))
+    values = {"teacher": 0.7, "h6": 0.66, "sft": 0.66, "merge": 0.6, "h7": 0.5}
+    perplexity = {"metric": "word_perplexity", "higher_is_better": False, "num_fewshot": None}
+    for model, value in values.items():
+        rows = [lm_eval_row(model, value), lm_eval_row(model, 10 * value, **perplexity)]
+        rows.append(lm_eval_row(model, 1 - value, num_fewshot=0))
+        tables = {"lm_evals": to_table("lm_evals", rows)}
+        lake.publish(tables, recipe="quick", asset=f"lm_evals/{model}", version=model)
+    return lake
+
+
+def test_lm_eval_ranking_has_error_samples_shots_and_the_teachers_value(harness):
+    rows = harness.arrow("FROM lm_eval_ranking WHERE metric = 'acc' AND num_fewshot = 5").to_pylist()
+    found = {row["model"]: row for row in rows}
+    assert {name: row["place"] for name, row in found.items()} == {
+        "teacher": 1, "h6": 2, "sft": 2, "merge": 4, "h7": 5,
+    }  # fmt: skip
+    own = found["h7"]
+    assert (own["stderr"], own["num_samples"], own["num_fewshot"]) == (0.01, 400, 5)
+    assert (own["teacher_value"], own["difference"]) == (0.7, pytest.approx(-0.2))
+    assert own["decode_speedup"] == pytest.approx(2.2)
+    other = harness.arrow("FROM lm_eval_ranking WHERE metric = 'acc' AND num_fewshot = 0").to_pylist()
+    assert {row["model"]: row["place"] for row in other}["h7"] == 1  # shots are never mixed
+
+
+def test_lm_eval_pareto_front_knows_which_way_is_better(harness):
+    for metric in ("acc", "word_perplexity"):
+        where = f"metric = '{metric}' AND num_fewshot IS NOT DISTINCT FROM {5 if metric == 'acc' else 'NULL'}"
+        rows = harness.arrow(f"FROM lm_eval_pareto_front WHERE {where}").to_pylist()
+        assert {row["model"] for row in rows} == ({"teacher", "sft", "h7"} if metric == "acc" else {"h7"})
+
+
 def test_over_seeds_is_the_mean_and_spread_over_recipes(tmp_path):
     lake = Lake(tmp_path)
     for seed, accuracy in enumerate((0.8, 0.9, 1.0)):

@@ -8,12 +8,14 @@ from apriel_assets.evaluation.tasks.lists import Copy, Kth
 from apriel_assets.evaluation.tasks.procedural import ProceduralTask
 from apriel_assets.evaluation.tasks.recall import Recall
 from apriel_assets.evaluation.tasks.retrieval import MultiKey, NeedleInNoise
+from apriel_assets.evaluation.tasks.text import Text
 from apriel_assets.evaluation.tasks.variables import Variables
 
 # What the bundled teacher learnt, and what is for models that read further.
 _SHORT: tuple[ProceduralTask[Any], ...] = (Recall(), Copy(), Kth(), Arithmetic(), Variables())
 _LONG: tuple[ProceduralTask[Any], ...] = (NeedleInNoise(), MultiKey())
-_TASKS = {task.name: task for task in (*_SHORT, *_LONG)}
+_UNASKED: tuple[ProceduralTask[Any], ...] = (Text(),)  # to train on, not to be judged by
+_TASKS = {task.name: task for task in (*_SHORT, *_LONG, *_UNASKED)}
 
 
 def task_names() -> tuple[str, ...]:
