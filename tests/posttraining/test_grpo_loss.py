@@ -199,7 +199,7 @@ def test_the_loss_is_trl_s(level, loss_type):
         return torch.zeros(mask.shape, dtype=values.dtype).masked_scatter(mask, values)
 
     trainer = grpo_trainer.GRPOTrainer.__new__(grpo_trainer.GRPOTrainer)
-    own = dict(
+    vars(trainer).update(
         aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm=False,
         importance_sampling_level="token", beta=CONFIG.kl_weight, loss_type=loss_type, epsilon_low=CONFIG.clip_low,
         epsilon_high=CONFIG.clip_high, current_gradient_accumulation_steps=1, _entropy_bonus_enabled=False,
@@ -207,7 +207,6 @@ def test_the_loss_is_trl_s(level, loss_type):
         accelerator=SimpleNamespace(gather=lambda values: values, reduce=lambda values, reduction: values),
         _metrics={"train": defaultdict(list)},
     )  # fmt: skip
-    vars(trainer).update(own)
     trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (
         spread(log_probs),
         torch.zeros(mask.shape),
