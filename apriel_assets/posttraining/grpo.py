@@ -47,7 +47,7 @@ from apriel_assets.tables.schemas import to_table
 
 TABLE = "rl_training"
 
-_NOTHING = dict.fromkeys(("loss", "clipped_share", "grad_norm", "kl_nats", "largest_ratio_error"))
+_NOTHING: dict[str, float | None] = dict.fromkeys(("loss", "clipped_share", "grad_norm", "kl_nats", "largest_ratio_error"))
 
 
 def train_grpo(
@@ -197,7 +197,7 @@ class _Run:
 
     def _learn(
         self, rollouts: Rollouts, advantages: torch.Tensor, informative: torch.Tensor, step: int
-    ) -> Mapping[str, float | None]:
+    ) -> dict[str, float | None]:
         """Take the optimiser steps on one batch of completions; return what they were made of."""
         parts = self._parts(rollouts, advantages, informative)
         found = [self._update(parts, step) for _ in range(self.config.updates)]
