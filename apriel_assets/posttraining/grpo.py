@@ -47,7 +47,7 @@ from apriel_assets.tables.schemas import to_table
 
 TABLE = "rl_training"
 
-_NOTHING: dict[str, float | None] = dict.fromkeys(("loss", "clipped_share", "grad_norm", "kl_nats", "largest_ratio_error"))
+_LEARNED = ("loss", "clipped_share", "grad_norm", "kl_nats", "largest_ratio_error")
 
 
 def train_grpo(
@@ -178,7 +178,11 @@ class _Run:
         check_finite(total, "log-probability of what was sampled", step, self.model, self.config)
         advantages, informative = group_advantages(rollouts.rewards, self.config.scale)
         rate = set_learning_rates(self.optimizers, self.peak_rates, step, self.config)
-        learned = self._learn(rollouts, advantages, informative, step) if informative.any() else _NOTHING
+        learned = (
+            self._learn(rollouts, advantages, informative, step)
+            if informative.any()
+            else dict.fromkeys(_LEARNED)
+        )
         lengths = [len(completion) for completion in rollouts.traces.completions]
         return {
             "model": self.model_name,
