@@ -79,7 +79,11 @@ def find_model(name: str | None, home: Path) -> Found:
         )
     rows = (
         Lake(home)
-        .arrow("SELECT model, recipe, kind, path, placement, variant FROM checkpoints ORDER BY ALL")
+        # What was trained the furthest first: a release may have been trained on.
+        .arrow(
+            "SELECT model, recipe, kind, path, placement, variant FROM checkpoints "
+            "ORDER BY total_tokens DESC NULLS LAST, model, recipe"
+        )
         .to_pylist()
     )
     row = _released_row(rows, home) if name is None else _named_row(rows, name, home)

@@ -21,13 +21,16 @@ from apriel_assets.assets.h1 import h1_assets, layer_scores_asset
 from apriel_assets.assets.h2 import Upstream, h2_assets, placement_model
 from apriel_assets.assets.lm_evals import lm_eval_assets
 from apriel_assets.assets.materialize import to_dagster
+from apriel_assets.assets.posttraining_builders import rl_model
 from apriel_assets.assets.publishing import tidy_lake
 from apriel_assets.assets.reevals import REEVALS, reeval_assets
+from apriel_assets.assets.release import RL
 from apriel_assets.assets.results import result_assets
 from apriel_assets.assets.roofline import roofline_asset
 from apriel_assets.assets.teacher import teacher_assets
 from apriel_assets.assets.variants import twins
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.placement import SAFE
 from apriel_assets.loaded_recipe import LoadedRecipe, load_for_code_location
 from apriel_assets.planning.plan import make_plan
 from apriel_assets.recipe import Recipe
@@ -139,10 +142,14 @@ def _models(
         chosen = OnePartition(by_key["finalists"], budget)
         name = placement_model(budget)
         models.append(EvaluatedModel(name=name, checkpoint=by_key["supernet"], chosen_by=chosen))
+    names = (SAFE, *(recipe.release.name_of(budget) for budget in recipe.search.budgets))
     if "release/sft" in by_key:
-        names = ("safe", *(recipe.release.name_of(budget) for budget in recipe.search.budgets))
         released = by_key["release/sft"]
         models += [EvaluatedModel(name=name, checkpoint=released, placement=name) for name in names]
+    if RL in by_key:
+        models += [
+            EvaluatedModel(name=rl_model(name), checkpoint=by_key[RL], placement=name) for name in names
+        ]
     return models
 
 

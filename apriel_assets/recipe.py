@@ -109,7 +109,25 @@ class Recipe(Section):
                 f"release.names has budget {unknown[0]:g}, search.budgets are {list(self.search.budgets)}; "
                 "drop that name, or set release.names={}"
             )
+        self._check_released(self.search)
         return self
+
+    def _check_released(self, search: SearchSection) -> None:
+        released = ("safe", *map(self.release.name_of, search.budgets))
+        for where, train in (("release.sft", self.release.sft), ("release.rl", self.release.rl)):
+            weights = train.placement_weights if train else {}
+            if unknown := [name for name in weights if name not in released]:
+                raise ValueError(
+                    f"{where}.placement_weights names {unknown[0]!r}; what is released is {', '.join(released)}"
+                )
+            if train and not any(weights.get(name, 1) for name in released):
+                raise ValueError(f"{where}.placement_weights are all 0; give one placement more")
+        rl = self.release.rl
+        if rl and rl.trains == "mixers" and rl.placement_weights.get("safe"):
+            raise ValueError(
+                "release.rl.placement_weights has safe, which is all full attention and of which trains=mixers trains "
+                "nothing; leave it out, or set release.rl.trains=all"
+            )
 
     def _check_mixers(self, supernet: SupernetSection, search: SearchSection) -> None:
         limits = search.allocations

@@ -18,6 +18,7 @@ from apriel_assets.evaluation.config import EvalConfig, RooflineConfig, Throughp
 from apriel_assets.evaluation.lm_eval_config import MT_BENCH, JudgeConfig, LmEvalTask, expanded_suites
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS
+from apriel_assets.posttraining.config import GrpoConfig
 from apriel_assets.scoring.config import EstimatorConfig, LooConfig, ProbeConfig
 from apriel_assets.search.config import AllocationConfig, SearchConfig
 from apriel_assets.serving.config import SpeculativeConfig
@@ -253,6 +254,8 @@ class ReleaseSection(Section):
 
     names: dict[float, str] = {}  # name of a budget's placement; others are called turbo-<budget>
     sft: MatryoshkaTrainConfig | None = None
+    rl: GrpoConfig | None = None  # only if asked for: it generates thousands of completions
+    guard: EvalConfig = EvalConfig(num_problems=40)  # how sft and rl are compared with what they started from
     export: bool = True  # false: nothing is written for serving until `apriel export`
     speculative: SpeculativeConfig | None = None  # measured only if asked for
 

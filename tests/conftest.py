@@ -102,6 +102,7 @@ def tiny_recipe(teacher: Path) -> dict:
         "release": {
             "names": {90.0: "turbo"},
             "sft": {**training, "steps": 2},
+            "guard": {"num_problems": 2, "max_new_tokens": 4},
         },
         "evals": {
             "tasks": ["recall", "arithmetic"],

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPUTE = (
     "hybrid", "distillation", "scoring", "search", "evaluation", "capacity", "reporting", "tables", "bundled",
-    "serving",
+    "posttraining", "serving",
 )  # fmt: skip
 FORBIDDEN_IN_COMPUTE = (
     "dagster",

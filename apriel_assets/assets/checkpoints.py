@@ -23,6 +23,7 @@ def record_checkpoint(
     name: str,
     kind: str,
     parent: str,
+    table: str = "training",
     placements: "Mapping[str, Placement] | None" = None,
 ) -> None:
     """Write the model, load it again to see that it is the same, and write its training curve and `checkpoints` row.
@@ -30,10 +31,11 @@ def record_checkpoint(
     Args:
         job: of the asset that made the model.
         model: saved as it is.
-        curve: `training` rows; None: it was not trained.
+        curve: a row per step, of `table`; None: it was not trained.
         name: model name in the row.
         kind: as the table's column says.
         parent: asset that it was made from.
+        table: that the curve is of.
         placements: rows of these names and placements in the place of one row of the active placement.
     """
     from apriel_assets.hybrid.equality import tensors_that_differ
@@ -69,7 +71,7 @@ def record_checkpoint(
     ]
     job.draft.tables["checkpoints"] = to_table("checkpoints", rows)
     if curve:
-        job.draft.tables["training"] = curve
+        job.draft.tables[table] = curve
     shown = {key: rows[0][key] for key in ("tokens", "loss_nats", "num_replaced")}
     job.draft.figures |= {key: value for key, value in shown.items() if value is not None}
     job.draft.figures |= _kernels(model)
@@ -77,11 +79,11 @@ def record_checkpoint(
 
 def _trained(curve: "pa.Table | None") -> dict[str, Any]:
     """Return what a training curve adds up to; the loss is that of its last tenth."""
-    losses = curve.column("loss_nats").to_pylist() if curve else []
+    losses = curve.column("loss_nats").to_pylist() if curve and "loss_nats" in curve.column_names else []
     tail = losses[-max(1, len(losses) // 10) :]
     return {
         "loss_nats": sum(tail) / len(tail) if tail else None,
-        "steps": len(losses),
+        "steps": curve.num_rows if curve else 0,
         "tokens": curve.column("tokens")[-1].as_py() if curve else 0,
     }
 

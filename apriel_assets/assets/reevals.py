@@ -22,7 +22,7 @@ from resources.lake import Lake
 
 REEVALS = "automation/reevals/"
 DATES = "reeval_dates"
-RELEASE = "release/sft"
+RELEASES = ("release/rl", "release/sft")  # the one trained the furthest first
 
 
 def build_reeval(
@@ -133,8 +133,9 @@ DRIFT_CHECK = Check(
 
 def shipped_models(models: Sequence[EvaluatedModel]) -> list[EvaluatedModel]:
     """Return what is released; if nothing is, the teacher, the last H-k and every budget's placement."""
-    if released := [model for model in models if model.checkpoint.key == RELEASE]:
-        return released
+    for checkpoint in RELEASES:
+        if released := [model for model in models if model.checkpoint.key == checkpoint]:
+            return released
     steps = [model for model in models if model.checkpoint.key == f"h1/h{model.name.removeprefix('h')}"]
     placed = [model for model in models if model.chosen_by is not None]
     return [models[0], *steps[-1:], *placed]

@@ -1,4 +1,4 @@
-"""The assets of a release: the pruned checkpoint, its further training, what is exported and measured of it."""
+"""The assets of a release: the pruned checkpoint, its further training and what guards it, what is exported of it."""
 
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.checks import (
@@ -8,15 +8,20 @@ from apriel_assets.assets.checks import (
     SHARING_CHECK,
     TRAINING_CHECKS,
 )
+from apriel_assets.assets.posttraining_builders import build_guard, build_release_rl
+from apriel_assets.assets.posttraining_checks import REWARD_RISES_CHECK, RL_FINITE_CHECK, SAFE_CHECK
 from apriel_assets.assets.release_builders import (
     build_export,
     build_matryoshka,
     build_release_sft,
     build_speculative,
 )
-from apriel_assets.assets.sketches import sketch_release
+from apriel_assets.assets.sketches import sketch_guard, sketch_release, sketch_rl
 from apriel_assets.recipe import Recipe
 from apriel_assets.recipe_sections import budget_key
+
+RL = "release/rl"
+GUARD = "release/guard/"
 
 
 def release_assets(
@@ -37,7 +42,10 @@ def release_assets(
         sketch=sketch_release,
         checks=(PLACEMENTS_CHECK, CHECKPOINT_CHECK, SHARING_CHECK),
     )
-    found = [matryoshka]
+    found, newest = (
+        [matryoshka],
+        (matryoshka,),
+    )  # the checkpoint trained the furthest, and the guard that must hold
     if recipe.release.sft is not None:
         sft = AssetPlan(
             key="release/sft",
@@ -51,12 +59,62 @@ def release_assets(
             sketch=sketch_release,
             checks=TRAINING_CHECKS,
         )
-        found.append(sft)
-    return [*found, *_shipped(recipe, teacher, found[-1])]
+        newest = (sft, _guard(recipe, teacher, before=matryoshka, after=sft))
+        found += newest
+    if recipe.release.rl is not None:
+        rl = _rl(recipe, teacher, newest)
+        newest = (rl, _guard(recipe, teacher, before=newest[0], after=rl))
+        found += newest
+    return [*found, *_shipped(recipe, teacher, newest)]
 
 
-def _shipped(recipe: Recipe, teacher: AssetPlan, checkpoint: AssetPlan) -> list[AssetPlan]:
+def _rl(recipe: Recipe, teacher: AssetPlan, newest: tuple[AssetPlan, ...]) -> AssetPlan:
+    """Return reinforcement learning from a checkpoint, with the guard that must hold before."""
+    return AssetPlan(
+        key=RL,
+        group="release",
+        build=build_release_rl,
+        reads={
+            "start": newest[0].key,
+            "train": recipe.release.rl,
+            "tasks": recipe.tasks.train,
+            "seed": recipe.seed,
+        },
+        inputs=(teacher, *newest),
+        kinds=("pytorch", "safetensors"),
+        recipe=recipe.name,
+        tables=("rl_training", "sharing", "checkpoints"),
+        sketch=sketch_rl,
+        checks=(RL_FINITE_CHECK, REWARD_RISES_CHECK, CHECKPOINT_CHECK),
+    )
+
+
+def _guard(recipe: Recipe, teacher: AssetPlan, *, before: AssetPlan, after: AssetPlan) -> AssetPlan:
+    stage = after.key.removeprefix("release/")
+    return AssetPlan(
+        key=f"{GUARD}{stage}",
+        group="release",
+        build=build_guard,
+        reads={
+            "stage": stage,
+            "before": before.key,
+            "after": after.key,
+            "guard": recipe.release.guard,
+            "heldout": recipe.tasks.heldout,
+            "seed": recipe.seed,
+        },
+        inputs=(teacher, before, after),
+        kinds=("pytorch", "parquet"),
+        recipe=recipe.name,
+        tables=("before_after",),
+        sketch=sketch_guard,
+        checks=(SAFE_CHECK,),
+    )
+
+
+def _shipped(recipe: Recipe, teacher: AssetPlan, newest: tuple[AssetPlan, ...]) -> list[AssetPlan]:
     """Return what is made of the checkpoint that ships, for whoever serves it."""
+    checkpoint = newest[0]
     found = []
     if recipe.release.export:
         found.append(
@@ -65,7 +123,7 @@ def _shipped(recipe: Recipe, teacher: AssetPlan, checkpoint: AssetPlan) -> list[
                 group="release",
                 build=build_export,
                 reads={"asset": checkpoint.key, "name": recipe.name},
-                inputs=(teacher, checkpoint),
+                inputs=(teacher, *newest),  # a guard is not read: what it holds back must not ship
                 kinds=("huggingface", "safetensors"),
                 recipe=recipe.name,
                 checks=(EXPORT_CHECK,),

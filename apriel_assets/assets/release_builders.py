@@ -20,6 +20,7 @@ from apriel_assets.serving.config import SpeculativeConfig
 
 if TYPE_CHECKING:
     from apriel_assets.hybrid.conversion import Init
+    from apriel_assets.hybrid.model import HybridForCausalLM
 
 RELEASE_DIRECTORY = "release"
 """Where in its artifact an export lies."""
@@ -62,7 +63,7 @@ def build_supernet(
 def build_matryoshka(job: Job, *, names: Mapping[str, str]) -> None:
     """The supernet pruned to all-FA ("safe") and the chosen placements; what they share is stored once."""
     from apriel_assets.hybrid.equality import largest_difference
-    from apriel_assets.hybrid.matryoshka import make_matryoshka, sharing_table
+    from apriel_assets.hybrid.matryoshka import make_matryoshka
 
     chosen = {
         names[str(budget)]: tuple(artifact.table("placements").to_pylist()[0]["placement"])
@@ -71,18 +72,16 @@ def build_matryoshka(job: Job, *, names: Mapping[str, str]) -> None:
     supernet = load_model_once(job, "supernet")
     model = make_matryoshka(supernet, chosen)
     record_checkpoint(job, model, None, name="matryoshka", kind="matryoshka", parent="supernet")
-    job.draft.tables["sharing"] = sharing_table(model)
     job.draft.figures |= {
         f"max_difference_{name}": largest_difference(model, supernet, placement)
         for name, placement in model.placements.items()
     }
-    _record_sharing(job)
+    record_sharing(job, model)
 
 
 def build_release_sft(job: Job, *, train: MatryoshkaTrainConfig, seed: int) -> None:
     """The matryoshka trained further on the reference traces, one of its placements at each step."""
     from apriel_assets.distillation.supernet import train_matryoshka
-    from apriel_assets.hybrid.matryoshka import sharing_table
 
     teacher, tokenizer = load_teacher_model(job)
     model = load_checkpoint(job, "matryoshka")
@@ -100,8 +99,7 @@ def build_release_sft(job: Job, *, train: MatryoshkaTrainConfig, seed: int) -> N
     record_checkpoint(
         job, model, curve, name="release", kind="release", parent="matryoshka", placements=model.placements
     )
-    job.draft.tables["sharing"] = sharing_table(model)
-    _record_sharing(job)
+    record_sharing(job, model)
 
 
 def build_export(job: Job, *, asset: str, name: str) -> None:
@@ -148,7 +146,11 @@ def build_speculative(
     job.draft.figures |= {f"speedup_{row['draft']}": row["speedup"] for row in rows.to_pylist()}
 
 
-def _record_sharing(job: Job) -> None:
+def record_sharing(job: Job, model: "HybridForCausalLM") -> None:
+    """Write what the named placements share."""
+    from apriel_assets.hybrid.matryoshka import sharing_table
+
+    job.draft.tables["sharing"] = sharing_table(model)
     rows = job.draft.tables["sharing"].to_pylist()
     job.draft.figures |= {f"added_bytes_{row['placement']}": row["added_bytes"] for row in rows}
     job.draft.figures["shared_share"] = rows[0]["shared_share"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from apriel_assets.evaluation.comparison import OVERALL
 from resources.artifact_store import Artifact
 
 _MOST = 980  # characters inside a code block; its fences take the rest
@@ -102,6 +103,26 @@ def sketch_release(artifact: Artifact) -> dict[str, Any]:
         if row["kind"] == "release":
             found[f"layers_{row['model']}"] = _map(row["placement"])
     return found
+
+
+def sketch_rl(artifact: Artifact) -> dict[str, Any]:
+    """Reward and KL by step, the reward of each placement, and what the placements share."""
+    rows = artifact.table("rl_training").to_pylist()
+    shown = {"reward_curve": _picture([row["reward"] for row in rows])}
+    shown["kl_curve"] = _picture([row["kl_nats"] for row in rows if row["kl_nats"] is not None])
+    for name in dict.fromkeys(row["placement"] for row in rows):
+        shown[f"reward_{name}"] = _picture([row["reward"] for row in rows if row["placement"] == name])
+    return {**shown, **sketch_release(artifact)}
+
+
+def sketch_guard(artifact: Artifact) -> dict[str, Any]:
+    """Every placement's accuracy before and after, and the paired difference."""
+    lines = [
+        f"{row['placement']:10.10} {row['task']:11.11}{_share(row['before'])} {_share(row['after'])}"
+        f" {row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] {row['changed']}"
+        for row in sorted(artifact.table("before_after").to_pylist(), key=lambda row: row["task"] != OVERALL)
+    ]
+    return {"before_after": _lines(["placement  task       before after  change", *lines])}
 
 
 def sketch_evals(artifact: Artifact) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def _metadata(
     if 0 < done <= total:
         shown["expected_seconds_left"] = round(seconds * (total - done) / done, 1)
     shown |= {name: shown_value(float(value)) for name, value in figures.items()}
-    if "loss_nats" in curves and len(curves["loss_nats"]) > 1:
-        shown["loss_curve"] = dg.MetadataValue.md(markdown_sparkline(curves["loss_nats"]))
+    for name, curve in (("loss_nats", "loss_curve"), ("reward", "reward_curve"), ("kl_nats", "kl_curve")):
+        if len(curves.get(name, ())) > 1:
+            shown[curve] = dg.MetadataValue.md(markdown_sparkline(curves[name]))
     return shown

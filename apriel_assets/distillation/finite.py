@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.config import OptimizerConfig
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.placement import layer_map
 
 
-def check_finite(value: float, what: str, step: int, student: Any, config: DistillConfig) -> None:
+def check_finite(value: float, what: str, step: int, student: Any, config: OptimizerConfig) -> None:
     """Check a figure of a step (from 0).
 
     Raises:

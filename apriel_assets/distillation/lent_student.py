@@ -7,11 +7,10 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from apriel_assets.distillation.causal_lm import switch_checkpointing
-from apriel_assets.distillation.config import DistillConfig
 
 
 @contextmanager
-def given_back(student: PreTrainedModel, config: DistillConfig, *, placed: bool) -> Iterator[None]:
+def given_back(student: PreTrainedModel, *, placed: bool, checkpointing: bool = False) -> Iterator[None]:
     """Give back modes, flags and, where steps have placements of their own, the active one."""
     requires_grad = {name: parameter.requires_grad for name, parameter in student.named_parameters()}
     was_training, active = student.training, getattr(student, "placement", None)
@@ -21,7 +20,7 @@ def given_back(student: PreTrainedModel, config: DistillConfig, *, placed: bool)
         if placed:
             cast(Any, student).set_placement(active)
         student.train(was_training)
-        if config.activation_checkpointing:
+        if checkpointing:
             switch_checkpointing(student, on=False)
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(requires_grad[name])

@@ -279,6 +279,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
+def head_chunks(num_tokens: int, head: nn.Linear) -> Iterator[slice]:
+    """Return the tokens that go through an LM head at once, of as many as suit its device."""
+    return _chunks(num_tokens, _chunk_tokens(head))
+
+
 def _chunk_tokens(head: nn.Linear) -> int:
     return max(1, _CHUNK_LOGITS.get(head.weight.device.type, _CHUNK_LOGITS["cuda"]) // head.out_features)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from apriel_assets.distillation.causal_lm import lm_head
-from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.config import OptimizerConfig
 from apriel_assets.distillation.master_weights import MasterWeights
 from apriel_assets.distillation.sharding import own_part, part_of, whole
 from apriel_assets.errors import UserError
@@ -119,7 +119,7 @@ def choose_trained(student: nn.Module, trains: str) -> list[str]:
     return names
 
 
-def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(student: PreTrainedModel, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """Return the optimisers of all parameters that require gradients.
 
     Muon takes the weights of linear layers, which are the matrices whose singular values mean something.
@@ -145,7 +145,7 @@ def make_optimizers(student: PreTrainedModel, config: DistillConfig) -> list[tor
     return optimizers
 
 
-def learning_rate_factor(step: int, config: DistillConfig) -> float:
+def learning_rate_factor(step: int, config: OptimizerConfig) -> float:
     """Return what multiplies the learning rates at a step (from 0): warm-up, then decay towards 0."""
     warmup = round(config.warmup_fraction * config.steps)
     if step < warmup:
@@ -154,6 +154,22 @@ def learning_rate_factor(step: int, config: DistillConfig) -> float:
     if config.decay == "linear":
         return 1 - share_done
     return (1 + math.cos(math.pi * share_done)) / 2 if config.decay == "cosine" else 1.0
+
+
+def learning_rates(optimizers: Iterable[torch.optim.Optimizer]) -> list[float]:
+    """Return the learning rate of every parameter group."""
+    return [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+
+
+def set_learning_rates(
+    optimizers: Iterable[torch.optim.Optimizer], peaks: Sequence[float], step: int, config: OptimizerConfig
+) -> float:
+    """Give every parameter group its learning rate at a step (from 0); return AdamW's."""
+    factor = learning_rate_factor(step, config)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for group, peak in zip(groups, peaks, strict=True):
+        group["lr"] = peak * factor
+    return config.learning_rate * factor
 
 
 def _layer_matrices(student: PreTrainedModel) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from apriel_assets.distillation.batches import Traces
-from apriel_assets.distillation.config import DistillConfig
+from apriel_assets.distillation.config import OptimizerConfig
 from apriel_assets.distillation.sharding import own_part, part_of, whole
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.placement import Placement
@@ -32,7 +32,7 @@ _PREFIX = "step-"
 
 def run_identity(
     student: nn.Module,
-    config: DistillConfig,
+    config: OptimizerConfig,
     traces: Traces,
     placements: Callable[[int], Placement] | None,
     seed: int,

@@ -6,7 +6,7 @@ run goes on as if it had never stopped.
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from math import comb, prod
@@ -63,10 +63,8 @@ class PlacementSampler:
         return lambda rng: tuple(rng.choices(names, row)[0] for names, row in pairs)
 
 
-def sample_named(
-    placements: Mapping[str, Placement], weights: Mapping[str, float], seed: int
-) -> Callable[[int], Placement]:
-    """Return a step's placement among named ones; a name without a weight weighs 1.
+def sample_named(placements: Iterable[str], weights: Mapping[str, float], seed: int) -> Callable[[int], str]:
+    """Return which of these named placements each step trains; a name without a weight weighs 1.
 
     Raises:
         UserError: no placements, weights of unknown names, or all of them 0.
@@ -78,7 +76,7 @@ def sample_named(
         )
     row = [weights.get(name, 1.0) for name in names]
     _check_weights(row, "the named placements")
-    return lambda step: placements[random.Random(f"named/{seed}/{step}").choices(names, row)[0]]
+    return lambda step: random.Random(f"named/{seed}/{step}").choices(names, row)[0]
 
 
 class Arrangements:

@@ -143,17 +143,21 @@ def train_matryoshka(
     Raises:
         UserError: no named placements, weights of unknown ones, and what `trainer.train` refuses.
     """
-    return train(
+    named = sample_named(model.placements, config.placement_weights, seed)
+    rows = train(
         model,
         traces,
         config,
         teacher=teacher,
         model_name=model_name,
         seed=seed,
-        placements=sample_named(model.placements, config.placement_weights, seed),
+        placements=lambda step: model.placements[named(step)],
         resume_dir=resume_dir,
         progress=progress,
     )
+    column = rows.schema.get_field_index("placement")
+    names = pa.array([named(step) for step in range(rows.num_rows)], pa.string())
+    return rows.set_column(column, rows.schema.field(column), names)
 
 
 def _align(

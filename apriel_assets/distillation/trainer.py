@@ -29,7 +29,12 @@ from apriel_assets.distillation.finite import check_finite
 from apriel_assets.distillation.lent_student import given_back
 from apriel_assets.distillation.losses import check_vocabularies
 from apriel_assets.distillation.mixer_outputs import AlignmentLoss
-from apriel_assets.distillation.optimizers import choose_trained, learning_rate_factor, make_optimizers
+from apriel_assets.distillation.optimizers import (
+    choose_trained,
+    learning_rates,
+    make_optimizers,
+    set_learning_rates,
+)
 from apriel_assets.distillation.out_of_memory import describe_out_of_memory
 from apriel_assets.distillation.resume import load_state, run_identity, save_state
 from apriel_assets.distillation.sharding import gradients_of_parts, settle, sharded_teacher, shared
@@ -99,7 +104,7 @@ def train(
     traces.check_vocabulary(num_embeddings(student))
     models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
     with (
-        given_back(student, config, placed=placements is not None),
+        given_back(student, placed=placements is not None, checkpointing=config.activation_checkpointing),
         torch.random.fork_rng(),
         packable(*models) if config.packing else nullcontext(),
         compiled_blocks(*models) if config.compile else nullcontext(),
@@ -158,7 +163,7 @@ class _Run:
         self.optimizers = [
             self.accelerator.prepare(own) for own in make_optimizers(self.student, self.config)
         ]
-        self.peak_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.peak_rates = learning_rates(self.optimizers)
 
     def train(self, resume_dir: Path | None, progress: Progress) -> pa.Table:
         """Run the steps that are left."""
@@ -232,7 +237,7 @@ class _Run:
         norm = cast(Any, self.accelerator.clip_grad_norm_(trained, limit or math.inf))
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         check_finite(grad_norm, "gradient", step, self.student, self.config)
-        rate = self._set_learning_rates(step)
+        rate = set_learning_rates(self.optimizers, self.peak_rates, step, self.config)
         self._moving = True
         with gradients_of_parts(self.student):
             for optimizer in self.optimizers:
@@ -289,10 +294,3 @@ class _Run:
         for part in range(self.accelerator.process_index, parts, num_processes):
             batch = self.traces.batch(indices[part * size : (part + 1) * size])
             yield batch.packed() if self.config.packing else batch
-
-    def _set_learning_rates(self, step: int) -> float:
-        factor = learning_rate_factor(step, self.config)
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group, peak in zip(groups, self.peak_rates, strict=True):
-            group["lr"] = peak * factor
-        return self.config.learning_rate * factor

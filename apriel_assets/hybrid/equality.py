@@ -37,12 +37,14 @@ def largest_difference(
         UserError: a layer that does not hold its mixer.
     """
     placement = placement or (FULL_ATTENTION,) * model.num_layers
-    logits = []
-    for one in (model, other):
-        with _probed(one, placement), torch.inference_mode():
-            logits.append(one(_probe_ids(one), use_cache=False).logits)
-    ours, theirs = logits
+    ours, theirs = (probe_logits(one, placement) for one in (model, other))
     return (ours - theirs.to(ours.device)).abs().max().item()
+
+
+def probe_logits(model: HybridForCausalLM, placement: Placement) -> Tensor:
+    """Return a placement's logits of the probe batch, `[batch, seq, vocab]`; the model is left as it was."""
+    with _probed(model, placement), torch.inference_mode():
+        return model(_probe_ids(model), use_cache=False).logits
 
 
 def tensors_that_differ(model: HybridForCausalLM, path: Path) -> list[str]:

@@ -12,11 +12,8 @@ from torch import nn
 
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.model import HybridForCausalLM
-from apriel_assets.hybrid.placement import FULL_ATTENTION, Placement, check_placement
+from apriel_assets.hybrid.placement import FULL_ATTENTION, SAFE, Placement, check_placement
 from apriel_assets.tables.schemas import to_table
-
-SAFE = "safe"
-"""Name of the all-FA placement in every matryoshka."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,9 @@ MIXERS = ("fa", "swa", "gdn", "kda", "mamba")
 Placement = tuple[str, ...]
 """One mixer name per layer, first layer first."""
 
+SAFE = "safe"
+"""Name of the all-FA placement in every matryoshka."""
+
 _LETTERS = {"fa": "F", "swa": "S", "mamba": "M", "gdn": "G", "kda": "K"}
 
 

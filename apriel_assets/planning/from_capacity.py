@@ -13,6 +13,7 @@ from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.evals import build_evals, build_throughput
 from apriel_assets.assets.h1_builders import build_checkpoint, build_layer_scores, build_probes, build_sft
 from apriel_assets.assets.h2_builders import build_audit, build_finalists, build_placements
+from apriel_assets.assets.posttraining_builders import build_guard, build_release_rl
 from apriel_assets.assets.release_builders import build_release_sft, build_supernet
 from apriel_assets.assets.teacher import build_completions
 from apriel_assets.capacity.config import CapacityConfig
@@ -185,6 +186,34 @@ def _release_sft(own: _Formulas, reads: Reads) -> Cost:
     return own.training(own.searched(), reads["train"])
 
 
+def _release_rl(own: _Formulas, reads: Reads) -> Cost:
+    train, placement = reads["train"], own.searched()
+    sequences = train.steps * train.problems * train.samples
+    answer = own.answer_tokens(train.max_new_tokens)
+    tokens = own.config.prompt_tokens + answer
+    learned = training_cost(
+        own.shape,
+        placement,
+        tokens,
+        own.config.rates,
+        loss_tokens=answer,
+        teacher=False,
+        trains_all=train.trains == "all",
+    )
+    start = forward_cost(own.shape, placement, tokens, own.config.rates, head_tokens=answer)
+    total = own.generation(placement, sequences, train.max_new_tokens) + learned.times(
+        sequences * train.updates
+    )
+    return total + start.times(sequences) if train.kl_weight else total
+
+
+def _guard(own: _Formulas, reads: Reads) -> Cost:
+    found = _generated(own, own.teacher, reads["guard"])
+    budgets = len(own.recipe.search.budgets) if own.recipe.search else 0
+    found += _generated(own, own.searched(), reads["guard"]).times(budgets)
+    return found.times(2 * len(reads["heldout"]))  # before and after
+
+
 def _scored(own: _Formulas, num_placements: int, problems: int | None) -> Cost:
     store = own.recipe.store
     answer = own.answer_tokens(store.max_new_tokens)
@@ -255,6 +284,8 @@ _BY_BUILDER: Mapping[Callable[..., None], Callable[[_Formulas, Reads], Cost]] = 
     build_sft: _sft,
     build_supernet: _supernet,
     build_release_sft: _release_sft,
+    build_release_rl: _release_rl,
+    build_guard: _guard,
     build_placements: _placements,
     build_finalists: _finalists,
     build_audit: _audit,

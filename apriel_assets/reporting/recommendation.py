@@ -76,11 +76,13 @@ def _trust(tables: Tables) -> str:
 
 def shipped_model(choice: Row, tables: Tables, leaderboard: Mapping[str, Row]) -> str | None:
     """Return the model that a budget's choice ends up as: the one released with its placement, else itself."""
-    same = [
-        row["model"]
+    released = [
+        row
         for row in table_rows(tables, "checkpoints")
         if row["kind"] == "release" and row["placement"] == choice["placement"]
     ]
+    # A release that was trained on is released again.
+    same = [row["model"] for row in sorted(released, key=lambda row: -(row["total_tokens"] or 0))]
     return next((name for name in [*same, choice["name"]] if name in leaderboard), None)
 
 

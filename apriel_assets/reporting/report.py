@@ -19,6 +19,7 @@ from apriel_assets.reporting.layer_maps import counts_text, layer_map, mixer_leg
 from apriel_assets.reporting.layers_section import layers_section
 from apriel_assets.reporting.lm_eval_section import headline_cells, headline_columns, lm_eval_section
 from apriel_assets.reporting.origins import origins, origins_table
+from apriel_assets.reporting.posttraining_section import posttraining_section
 from apriel_assets.reporting.recommendation import recommendation_section
 from apriel_assets.reporting.roofline_sections import roofline_section, speed_section
 from apriel_assets.reporting.search_sections import audit_section, placements_section, search_section
@@ -59,14 +60,15 @@ _SECTIONS = (
     costs_section,
     supernet_section,
     matryoshka_section,
+    posttraining_section,
     ablation_section,
     drift_section,
 )
 # What the page is made of, but for `eval_samples`, of which it needs those of a few models.
 REPORT_TABLES = (
-    "audit", "audit_points", "builds", "candidates", "checkpoints", "cost_check", "devices", "evals",
+    "audit", "audit_points", "before_after", "builds", "candidates", "checkpoints", "cost_check", "devices", "evals",
     "layer_bytes", "layer_scores", "leaderboard", "levers", "lm_evals", "mixer_costs", "placements", "probes",
-    "reevals", "search_curve", "sharing", "supernet_curves", "throughput", "training",
+    "reevals", "rl_training", "search_curve", "sharing", "supernet_curves", "throughput", "training",
 )  # fmt: skip
 _PICTURED = ("checkpoints", "leaderboard", "layer_scores", "probes", "training", "throughput")
 

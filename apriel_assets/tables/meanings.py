@@ -30,5 +30,7 @@ TABLE_MEANINGS: dict[str, str] = {
     "builds": "One built artifact: when, where, from which code, how long.",
     "reevals": "One metric of one shipped model at one date of the schedule, beside the result before.",
     "generations": "One candidate that was generated from because its score was in doubt.",
+    "rl_training": "One step of reinforcement learning: one placement's completions and what was learned from them.",
+    "before_after": "One placement on one task, before and after a further training, on the same held-out problems.",
     "speculative": "One placement that drafts for full attention: how much stands, and whether it pays.",
 }

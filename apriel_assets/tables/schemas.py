@@ -59,6 +59,10 @@ TABLES: dict[str, TableSpec] = {
         "learning_rate": (_FLOAT, "AdamW learning rate at this step"),
         "tokens": (_INT, "valid (loss-carrying) tokens seen so far"),
         "tokens_per_s": (_FLOAT, "all tokens of the step over its wall time"),
+        "placement": (
+            _TEXT,
+            "named placement that the step trained (null: the model has one, or a supernet's step another each time)",
+        ),
         "flops_per_s": (
             _FLOAT,
             "FLOP of the model, none counted twice, over the step's wall time; null: not known",

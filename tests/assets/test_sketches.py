@@ -5,8 +5,10 @@ from apriel_assets.assets.sketches import (
     sketch_audit,
     sketch_cost_model,
     sketch_finalists,
+    sketch_guard,
     sketch_placements,
     sketch_release,
+    sketch_rl,
     sketch_roofline,
     sketch_throughput,
 )
@@ -50,6 +52,16 @@ def test_cost_bars_are_proportional(made):
     lines = shown(sketch_cost_model(made))["costs"].splitlines()[1:-1]
     assert [line.split()[:2] for line in lines] == [["fa", "1.000"], ["gdn", "0.500"], ["mamba", "0.000"]]
     assert [line.count("#") for line in lines] == [30, 15, 0]
+
+
+def test_further_training_shows_its_curves_and_what_it_changed(made):
+    curves = shown(sketch_rl(made))
+    assert {"reward_curve", "kl_curve", "reward_turbo", "sharing"} <= set(curves)
+    lines = shown(sketch_guard(made))["before_after"].splitlines()[2:-1]
+    assert [line.split()[:3] for line in lines[:3]] == [
+        [own, "all", "tasks"] for own in ("safe", "safe", "turbo")
+    ]
+    assert "+0.114 [+0.064, +0.164] better" in lines[2]
 
 
 def test_search_shows_its_rise_and_where_it_ended(made):

@@ -50,6 +50,18 @@ def test_observations_say_how_far_it_is_and_how_long_it_takes(watched):
     assert len(last["loss_curve"]) < 1000
 
 
+def test_rewards_are_a_curve_too():
+    context, now = Context(), [0.0]
+    plan = AssetPlan(key="release/rl", group="release", build=lambda job: None, reads={})
+    report = step_progress(plan, None, context, clock=lambda: now[0])
+    for done in range(1, 9):
+        now[0] += 10
+        report(done, 8, reward=done / 8, **({"kl_nats": 0.1} if done % 2 else {}))
+    shown = context.events[-1].metadata
+    assert {"reward", "reward_curve", "kl_curve"} <= set(shown)
+    assert "loss_curve" not in shown
+
+
 def test_a_week_leaves_hundreds_of_observations(watched):
     events = watched(steps=60_480, seconds_each=10.0, total=60_480)
     assert 200 <= len(events) <= 700

@@ -21,7 +21,13 @@ def measured(*names):
 
 
 MODELS = ("teacher", "h1", "h2", "h3", "sft", "merge", "b50", "b90", "safe", "turbo-50", "turbo")
-RELEASED = {"matryoshka", "release/sft", "release/export", *measured("safe", "turbo-50", "turbo")}
+RELEASED = {
+    "matryoshka",
+    "release/sft",
+    "release/guard/sft",
+    "release/export",
+    *measured("safe", "turbo-50", "turbo"),
+}
 FOUND = {"finalists", *measured("b50", "b90"), *RELEASED, *RESULTS}
 
 # The edit, what must run, what may run if what is above it turns out otherwise.

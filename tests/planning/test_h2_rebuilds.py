@@ -15,7 +15,13 @@ def measured(*names):
     return {f"{kind}/{name}" for kind in ("evals", "throughput") for name in names}
 
 
-RELEASED = {"matryoshka", "release/sft", "release/export", *measured("safe", "turbo-50", "turbo")}
+RELEASED = {
+    "matryoshka",
+    "release/sft",
+    "release/guard/sft",
+    "release/export",
+    *measured("safe", "turbo-50", "turbo"),
+}
 FOUND = {"finalists", *measured("b50", "b90"), *RELEASED, *RESULTS}
 SEARCHED = {"placements", *FOUND}
 COSTED = {"cost_model", "allocations", *SEARCHED}
@@ -50,12 +56,18 @@ H2_EDITS = {
     ),
     "release": (
         ["release.sft.steps=3"],
-        {"release/sft", "release/export", *measured("safe", "turbo", "turbo-50")},
+        {"release/sft", "release/guard/sft", "release/export", *measured("safe", "turbo", "turbo-50")},
+        RESULTS,
+    ),
+    "guard": (["release.guard.num_problems=3"], {"release/guard/sft", "report"}, {"release/export"}),
+    "reinforcement learning": (
+        ["release.rl={steps: 2}"],
+        {"release/rl", "release/guard/rl", "release/export", *measured("safe-rl", "turbo-rl", "turbo-50-rl")},
         RESULTS,
     ),
     "a name": (
         ["release.names={90: fast}"],
-        {"matryoshka", "release/sft", "release/export", *measured("fast")},
+        {"matryoshka", "release/sft", "release/guard/sft", "release/export", *measured("fast")},
         {*measured("safe", "turbo-50"), *RESULTS},
     ),
 }
@@ -102,5 +114,6 @@ def test_dropping_a_budget_leaves_the_others(home, tiny_recipe_file):
     with open_workspace(str(tiny_recipe_file), home, ["search.budgets=[90.0]"], write=True) as workspace:
         ran = {row.asset for row in workspace.run()}
         rows = workspace.lake.read("placements", "tiny").to_pylist()
-    assert ran == {"matryoshka", "release/sft", "release/export", *measured("safe", "turbo"), *RESULTS}
+    released = {"matryoshka", "release/sft", "release/guard/sft", "release/export"}
+    assert ran == {*released, *measured("safe", "turbo"), *RESULTS}
     assert {row["budget"] for row in rows} == {90.0}

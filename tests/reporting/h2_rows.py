@@ -143,6 +143,27 @@ def sharing_rows():
     ]
 
 
+def further_training_rows():
+    paired = {"num_problems": 200, "num_differing": 20, "p_value": 0.001, "could_hide": 0.0}
+    compared = [
+        {**paired, "stage": stage, "placement": name, "task": task, "before": 0.8, "after": after}
+        | {"difference": after - 0.8, "low": after - 0.85, "high": after - 0.75, "changed": changed}
+        | {"max_logit_difference": moved}
+        for stage, name, after, changed, moved in (
+            ("sft", "safe", 0.8, "none", 0.25),
+            ("rl", "safe", 0.8, "none", 0.0),
+            ("rl", "turbo", 0.9137, "better", 1.5),
+        )
+        for task in ("recall", "all tasks")
+    ]
+    steps = [
+        {"model": "release-rl", "placement": "turbo", "step": step, "reward": 0.8 + 0.002 * step}
+        | {"kl_nats": None if step % 5 == 0 else 0.001 * step, "num_groups": 16, "num_skipped_groups": 7}
+        for step in range(1, 41)
+    ]
+    return {"before_after": compared, "rl_training": steps}
+
+
 def h2_tables():
     """Return every table of the supernet procedure, and `checkpoints` of what it releases."""
     candidates, curve, placements = search_rows()
@@ -161,5 +182,6 @@ def h2_tables():
         "training": training,
         "checkpoints": checkpoint_rows(placements),
         "sharing": sharing_rows(),
+        **further_training_rows(),
     }
     return {name: to_table(name, own) for name, own in rows.items()}

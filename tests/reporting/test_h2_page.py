@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from apriel_assets.reporting.posttraining_section import posttraining_section
 from apriel_assets.reporting.report import render_report
 from apriel_assets.reporting.search_sections import (
     audit_section,
@@ -21,6 +22,7 @@ SECTIONS = {  # heading, and the tables that it is made from
     "Costs": ("mixer_costs", "cost_check"),
     "Supernet": ("supernet_curves", "training"),
     "One checkpoint, several speeds": ("sharing",),
+    "Further training": ("before_after", "rl_training"),
 }
 MAKERS = (
     placements_section,
@@ -29,6 +31,7 @@ MAKERS = (
     costs_section,
     supernet_section,
     matryoshka_section,
+    posttraining_section,
 )
 
 
@@ -59,6 +62,8 @@ def test_every_section_and_picture_is_there(html):
         "KL of fixed placements",
         "Output error by mixer",
         "Training loss",
+        "Reward by step",
+        "Distance from the start by step",
     ):
         start = html.index(f'aria-label="{title}"')
         figure = html[start : html.index("</figure>", start)]
@@ -86,6 +91,9 @@ def test_tables_say_what_the_rows_say(html, h2):
         "about 80%",
         "919,193",
         "Worst error: 0.020",
+        "280 of 640 groups",
+        "+0.114 [+0.064, +0.164]",
+        "the same bit for bit",
     ):
         assert expected in text
     assert text.count("919,193") == 1  # the same rows of two checkpoints once
