@@ -1,6 +1,7 @@
 """What an operator may get wrong: releases, placements, policies, keys, hosts. One line each."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -21,8 +22,13 @@ BAD = {
     "no policy file": (("--policy", "missing.yaml"), "--policy missing.yaml"),
     "no key file": (("--api-keys", "missing.txt"), "--api-keys missing.txt"),
     "another machine's address": (("--host", "203.0.113.1"), "203.0.113.1"),
+    "an unknown engine": (("--engine", "tpu"), "--engine tpu: choose from auto, own, vllm"),
     "no limit": (("--max-requests", "0"), "limits must be positive"),
 }
+
+
+if find_spec("vllm") is None:
+    BAD["no vLLM here"] = (("--engine", "vllm"), "vllm is not installed here")
 
 
 @pytest.mark.parametrize("case", BAD)

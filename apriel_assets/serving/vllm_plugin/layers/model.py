@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig  # pyright: ignore[reportMissingImports]
+from vllm.model_executor.layers.attention import Attention  # pyright: ignore[reportMissingImports]
 from vllm.model_executor.layers.mamba.mamba_utils import (  # pyright: ignore[reportMissingImports]
     MambaStateCopyFuncCalculator,
 )
@@ -38,6 +39,7 @@ from apriel_assets.serving.vllm_plugin.servable import (
     LayerPlan,
     attention_window,
     check_features,
+    check_head_size,
     layer_plan,
 )
 from apriel_assets.serving.vllm_plugin.weight_names import WEIGHT_NAMES
@@ -62,6 +64,9 @@ class HybridForCausalLM(LlamaForCausalLM, HasInnerState, IsHybrid):
             prefix=prefix,
             layer_type=partial(_decoder_layer, plan, backbone),
         )
+        for module in self.modules():
+            if isinstance(module, Attention):
+                check_head_size(module.head_size, module.get_attn_backend().get_supported_head_sizes())
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         names = {re.compile(pattern): replacement for pattern, replacement in WEIGHT_NAMES.items()}
