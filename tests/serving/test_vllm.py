@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,8 +31,9 @@ from tests.conftest import BUNDLED
 from tests.hybrid.tiny_teachers import tiny_teacher
 from tests.serving.served import ROOT, Served, free_port, is_up
 
-pytest.importorskip(
-    "vllm", reason="vLLM is not installed; `make test-vllm` runs this in an environment of its own"
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None,  # not imported: that takes long, and each engine has a process of its own
+    reason="vLLM is not installed; `make test-vllm` runs this in an environment of its own",
 )
 
 MIXERS = ("fa", "swa", "gdn", "kda", "mamba")

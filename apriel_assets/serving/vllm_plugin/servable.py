@@ -44,10 +44,10 @@ def layer_plan(config: HybridConfig) -> LayerPlan:
                 f"layer {layer} holds {', '.join(held)}: vLLM serves one placement; give it a directory of engines/, "
                 "which `apriel export` writes, not the matryoshka"
             )
-    if config.backbone.model_type not in BACKBONES:
+    backbone: Any = config.backbone
+    if backbone.model_type not in BACKBONES:
         raise UserError(
-            f"vLLM serves hybrids of {', '.join(BACKBONES)}; this backbone is {config.backbone.model_type}: use "
-            "`apriel serve`"
+            f"vLLM serves hybrids of {', '.join(BACKBONES)}; this backbone is {backbone.model_type}: use `apriel serve`"
         )
     options = tuple(config.mixer_options(layer)[mixer] for layer, mixer in enumerate(config.placement))
     return LayerPlan(placement=tuple(config.placement), options=options)

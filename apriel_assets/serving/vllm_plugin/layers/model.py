@@ -116,8 +116,9 @@ def _features(vllm_config: VllmConfig) -> dict[str, bool]:
 
 def _state_shapes(backbone: Any, plan: LayerPlan, mixer: str) -> Shapes:
     options: Any = plan.options_of(mixer)
-    shapes = mamba_state_shapes if isinstance(options, MambaConfig) else delta_state_shapes
-    return shapes(backbone, options)
+    if isinstance(options, MambaConfig):
+        return mamba_state_shapes(backbone, options)
+    return delta_state_shapes(backbone, options)
 
 
 def _decoder_layer(plan: LayerPlan, backbone: Any, *, vllm_config: VllmConfig, prefix: str) -> nn.Module:
