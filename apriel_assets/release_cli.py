@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +52,12 @@ def export(
     typer.echo(
         f"{done['directory']}: {', '.join(done['placements'])}; {done['bytes'] / 2**20:.1f} MiB on disk"
     )
+    for own, cache in done["vllm_cache"].items():
+        typer.echo(
+            f"  {own} in vLLM: caches in {cache['groups']} groups of {cache['layers_per_group']} layers, "
+            f"{cache['padding_layers']} of them padding; {cache['wasted_share']:.0%} of what a request of "
+            f"{cache['context_tokens']} tokens takes is unused"
+        )
 
 
 def generate(
@@ -122,6 +128,9 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each engine.")] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
+    engine: Annotated[
+        str, typer.Option("--engine", help="own, vllm, or auto: vLLM where it is installed and can.")
+    ] = "auto",
     policy: Annotated[
         Path | None, typer.Option("--policy", help="YAML: tasks and most_context_tokens, for the router.")
     ] = None,
@@ -154,6 +163,7 @@ def serve(
         context_tokens=context,
         num_threads=threads,
         device=device,
+        engine=_engine(engine),
         policy=policy,
         api_keys=api_keys,
         limits=Limits(most_requests=max_requests, most_body_bytes=max_body_bytes, most_seconds=timeout),
@@ -163,6 +173,12 @@ def serve(
         run(settings, on_ready=lambda text: print(text, flush=True))
     except KeyboardInterrupt:  # uvicorn raises the signal again once it has ended in order
         print("stopped")
+
+
+def _engine(asked: str) -> Literal["auto", "own", "vllm"]:
+    if asked not in (known := ("auto", "own", "vllm")):
+        raise UserError(f"--engine {asked}: choose from {', '.join(known)}")
+    return asked  # pyright: ignore[reportReturnType]
 
 
 def _check_serve_extra() -> None:

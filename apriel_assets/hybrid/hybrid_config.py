@@ -65,6 +65,12 @@ class HybridConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         return self.get_text_config().max_position_embeddings
 
+    @property
+    def layer_types(self) -> list[str]:
+        """What each layer keeps of the past, as vLLM asks for it: a KV cache, whatever its window, or a state."""
+        attention = (FULL_ATTENTION, "swa")
+        return ["full_attention" if mixer in attention else "linear_attention" for mixer in self.placement]
+
     def mixer_options(self, layer: int) -> dict[str, MixerConfig]:
         """Return the options of each mixer that a layer holds, by name."""
         return {name: config_from_dict(name, values) for name, values in self.mixers[layer].items()}

@@ -68,6 +68,14 @@ class ContinuousBatch:
         self._slots: list[_Running | None] = [None] * num_slots
 
     @property
+    def weight_bytes(self) -> int:
+        return self.runner.num_parameter_bytes
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.runner.cache_bytes
+
+    @property
     def num_waiting(self) -> int:
         return len(self._waiting)
 

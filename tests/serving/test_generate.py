@@ -101,6 +101,8 @@ def test_export_of_what_a_home_releases_has_a_card_with_its_figures(apriel, worl
     code, text, _ = apriel("export", out, "--home", world, "--json")
     done = json.loads(text)
     assert (code, done["name"], set(done["placements"])) == (0, "tiny", {"safe", "turbo", "turbo-50"})
+    turbo = done["vllm_cache"]["turbo"]  # FA, GDN, FA, SWA
+    assert (turbo["groups"], turbo["layers_per_group"], turbo["padding_layers"]) == (4, 1, 0)
     release = read_release(out)
     assert release.placements[0] == "safe"
     assert all(release.throughput[own] for own in release.placements)
@@ -121,10 +123,11 @@ def test_export_of_what_a_home_releases_has_a_card_with_its_figures(apriel, worl
 
 
 def test_export_of_a_checkpoint_from_elsewhere(apriel, release, tmp_path):
-    code, _, _ = apriel(
+    code, text, _ = apriel(
         "export", tmp_path / "again", "--model", release, "--name", "again", "--home", tmp_path
     )
     assert code == 0
+    assert "turbo in vLLM: caches in 3 groups of 1 layers, 0 of them padding; " in text
     assert read_release(tmp_path / "again").models["again-turbo"] == "turbo"
     assert "Not measured." in (tmp_path / "again" / "matryoshka" / "README.md").read_text()
     code, _, err = apriel("export", tmp_path / "bad", "--model", release, "--name", "a/b", "--home", tmp_path)

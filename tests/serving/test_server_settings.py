@@ -1,12 +1,18 @@
 """What an operator may get wrong: releases, placements, policies, keys, hosts. One line each."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
+from apriel_assets.errors import UserError
+from apriel_assets.serving.release import read_release
 from apriel_assets.serving.shards import copy_tree
+from apriel_assets.serving.vllm_plugin import servable
 
 pytest.importorskip("prometheus_client")
+
+from apriel_assets.serving import server
 
 
 def release_without(release, tmp_path, change):
@@ -21,8 +27,13 @@ BAD = {
     "no policy file": (("--policy", "missing.yaml"), "--policy missing.yaml"),
     "no key file": (("--api-keys", "missing.txt"), "--api-keys missing.txt"),
     "another machine's address": (("--host", "203.0.113.1"), "203.0.113.1"),
+    "an unknown engine": (("--engine", "tpu"), "--engine tpu: choose from auto, own, vllm"),
     "no limit": (("--max-requests", "0"), "limits must be positive"),
 }
+
+
+if find_spec("vllm") is None:
+    BAD["no vLLM here"] = (("--engine", "vllm"), "vllm is not installed here")
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -90,3 +101,19 @@ def test_weights_that_do_not_match_stop_the_start(apriel, release, tmp_path):
     assert code == 2
     assert "engine turbo: checkpoint" in err
     assert "SHA-256" in err
+
+
+def test_engines_run_vllm_where_it_is_installed_and_can(release, monkeypatch):
+    found = read_release(release)
+    monkeypatch.setattr(server, "find_spec", lambda name: None)
+    assert server.choose_runtime(found, "auto") == "own"
+    monkeypatch.setattr(server, "find_spec", lambda name: name)
+    assert [server.choose_runtime(found, asked) for asked in ("auto", "own", "vllm")] == [
+        "vllm",
+        "own",
+        "vllm",
+    ]
+    monkeypatch.setattr(servable, "BACKBONES", ("qwen3",))
+    assert server.choose_runtime(found, "auto") == "own"
+    with pytest.raises(UserError, match="this backbone is llama"):
+        server.choose_runtime(found, "vllm")

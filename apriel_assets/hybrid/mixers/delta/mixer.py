@@ -22,7 +22,7 @@ from apriel_assets.hybrid.mixers.recurrent_inputs import apply_norm, convolve, n
 from apriel_assets.hybrid.packing import pack, unpack
 from apriel_assets.hybrid.surgery import attention_shape
 
-_NORM_EPS = 1e-6
+NORM_EPS = 1e-6
 
 
 class _DeltaMixer(nn.Module):
@@ -63,7 +63,7 @@ class _DeltaMixer(nn.Module):
         )
         self.beta_proj = nn.Linear(hidden, shape.num_heads, bias=False, **self._like)
         self.A_log = nn.Parameter(torch.empty(shape.num_heads, **self._like))
-        self.norm = nn.RMSNorm(head, eps=_NORM_EPS, **self._like)
+        self.norm = nn.RMSNorm(head, eps=NORM_EPS, **self._like)
         self.out_proj = nn.Linear(inner, hidden, bias=bias_of("o_proj"), **self._like)
 
     def make_cache_layer(self) -> RecurrentLayer:
@@ -110,7 +110,7 @@ class _DeltaMixer(nn.Module):
             -1, (3, self.shape.num_heads, -1)
         )
         q, k, v = heads.unbind(-3)
-        q, k = _l2_normalise(q) * self.shape.head_size**-0.5, _l2_normalise(k)
+        q, k = l2_normalise(q) * self.shape.head_size**-0.5, l2_normalise(k)
         rule = choose_rule(v.device, v.dtype, seq_len, self.options.kernel)
         o, final = rule(q, k, v, log_decay, beta, initial)
         if state is not None:
@@ -161,7 +161,8 @@ class KimiDeltaMixer(_DeltaMixer):
         return self.gate_proj(self.gate_in_proj(hidden_states))
 
 
-def _l2_normalise(values: torch.Tensor) -> torch.Tensor:
+def l2_normalise(values: torch.Tensor) -> torch.Tensor:
+    """Return queries or keys, `[..., head size]`, at length 1, computed in fp32."""
     wide = values.float()
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)).to(values.dtype)
 
