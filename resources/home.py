@@ -5,6 +5,7 @@ import datetime
 import errno
 import fcntl
 import os
+import socket
 import textwrap
 import time
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import dagster as dg
 from apriel_assets.errors import UserError
 from apriel_assets.paths import expanded
 from resources.artifact_store import ArtifactStore
+from resources.atomic import replaced_file
+from resources.home_format import check_format, write_format
 from resources.lake import Lake
 
 DAGSTER_YAML = """\
@@ -63,16 +66,19 @@ def prepare_home(path: Path) -> None:
     """Create what is missing of a home.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or a newer version wrote it.
     """
     config = path / "dagster" / "dagster.yaml"
+    check_format(path)
     try:
         config.parent.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable.{os.getpid()}"
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
         if not config.exists():
-            config.write_text(DAGSTER_YAML)
+            with replaced_file(config) as temporary:  # it is never written again: half of one would stay
+                temporary.write_text(DAGSTER_YAML)
+        write_format(path)
     except OSError as error:
         raise UserError(f"cannot write to the home {path}: {error.strerror}; {_remedy(error)}") from error
 
@@ -139,13 +145,13 @@ def run_lock(path: Path) -> Iterator[None]:
     handle = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _locked(handle):
-            holder = os.pread(handle, 64, 0).decode(errors="replace").strip() or "pid not known"
+            holder = os.pread(handle, 256, 0).decode(errors="replace").strip() or "pid not known"
             raise UserError(
                 f"another `apriel run` ({holder}) works on {path}; wait for it or use another --home"
             )
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()}, since {now}\n".encode(), 0)
+        os.pwrite(handle, f"pid {os.getpid()}, since {now}, on {socket.gethostname()[:64]}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -171,7 +177,7 @@ def run_lock_holder(path: Path) -> str | None:
         # Shared, and for a moment only: a run that starts just now waits for nobody but another run.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.read(handle, 64).decode(errors="replace").strip() or "pid not known"
+        return os.read(handle, 256).decode(errors="replace").strip() or "pid not known"
     finally:
         os.close(handle)
     return None

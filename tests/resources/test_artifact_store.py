@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 
 from apriel_assets.errors import UserError
+from apriel_assets.seals import file_digest
 from resources import file_hashes
 from resources.artifact_store import ArtifactStore
 from resources.atomic import replaced_file
-from resources.file_hashes import SMALL_BYTES, file_digest
+from resources.file_hashes import SMALL_BYTES
 
 
 @pytest.fixture
