@@ -21,6 +21,12 @@ from resources.atomic import is_temporary
 from resources.home_format import format_problem
 from resources.sealed_parquet import seal_problem
 
+# Patterns of what is not told when it is damaged: each can be lost at any time.
+NOT_COVERED = (
+    "catalog.duckdb", "report.html", "recipe.yaml", "run.lock", "verified/**/*.json", "verified/*/*.json",
+    "verified/*/*/*.json", "dagster/**/*", "dagster/*", "dagster/*/*", "dagster/*/*/*", "work/.locks/*",
+)  # fmt: skip
+
 REBUILT = "`apriel run` builds it again if the recipe still has it; else delete the directory"
 REPUBLISHED = "delete the file, then `apriel run`: the artifact has its rows"
 STARTED_OVER = "nothing: the training starts over from the state before it, or from the beginning"

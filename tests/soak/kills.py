@@ -5,11 +5,13 @@
 Each life of the run ends by SIGKILL, by SIGTERM or by a power cut (SIGKILL, then everything that was not flushed is
 lost by lot), until one gets to the end; then the next round begins with an empty home. After each life the whole home
 is verified. After each round its tables are compared with those of a run that nobody disturbed, and its journals say
-what was done more than once. Lives are forked from a process that has loaded torch already; `--start exec` loads it
+what was done more than once. Moments are drawn in processor seconds, so that a busy machine
+does not move them to the start. Lives are forked from a process that has loaded torch already; `--start exec` loads it
 each time.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -21,15 +23,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.soak.killed_run import PRELOADED, live, read_journal
 
 ENDS = ("kill", "term", "power")
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak_kills.json"
-_PATIENCE_S = 600.0  # for a run to end by itself, or after SIGTERM
+_PATIENCE_S = 1800.0  # for a run to end by itself, or after SIGTERM
+_POLL_S = 0.01
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Life:
 
     end: str  # kill, term, power, or none: it came to its own end
     code: int
-    seconds: float
+    seconds: float  # of processor time
     stage: str  # what it was building when it ended
     events: list[dict[str, Any]] = field(repr=False)
     torn_files: int = 0
@@ -63,21 +69,24 @@ class Findings:
 class Driver:
     """Starts lives of one recipe and ends them."""
 
-    def __init__(self, recipe: Path, scratch: Path, seed: int, start: str) -> None:
-        self.recipe, self.scratch, self.start = recipe, scratch, start
+    def __init__(
+        self, recipe: Path, scratch: Path, *, seed: int, start: str = "fork", select: str = "*"
+    ) -> None:
+        self.recipe, self.scratch, self.start, self.select = recipe, scratch, start, select
         self.lot = random.Random(seed)
         self._lives = 0
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(PRELOADED)
 
     def live(self, home: Path, end: str | None, moment_s: float) -> Life:
-        """Let one process live; `end` it after so many seconds if it has not ended by then; None: let it be."""
+        """Let one process live; `end` it after so many processor seconds if it has not ended; None: let it be."""
         self._lives += 1
         journal, output = (self.scratch / f"{self._lives}.{kind}" for kind in ("journal", "output"))
         arguments = ["run", "--recipe", str(self.recipe), "--home", str(home), "--json"]
-        began, since_ns = time.monotonic(), time.time_ns()
-        code = self._watched(arguments, journal, output, end, moment_s)
-        seconds, events = time.monotonic() - began, read_journal(journal)
+        arguments += ["--select", self.select]
+        since_ns = time.time_ns()
+        code, seconds = self._watched(arguments, journal, output, end, moment_s)
+        events = read_journal(journal)
         was_ended = code in (-signal.SIGKILL, -signal.SIGTERM, 130)
         found = Life(end if was_ended and end else "none", code, seconds, _stage(events), events)
         if found.end == "none" and code != 0:
@@ -93,35 +102,56 @@ class Driver:
 
     def _watched(
         self, arguments: list[str], journal: Path, output: Path, end: str | None, moment_s: float
-    ) -> int:
-        records = end == "power"
+    ) -> tuple[int, float]:
+        """Start a process and end it in time; return its exit code and how many processor seconds it had."""
         number = signal.SIGTERM if end == "term" else signal.SIGKILL
+        with self._started(arguments, journal, output, records_syncs=end == "power") as (pid, ended):
+            until, had = time.monotonic() + _PATIENCE_S, 0.0
+            while (code := ended(_POLL_S)) is None:
+                assert time.monotonic() < until, f"no end after {_PATIENCE_S:g} s"
+                had = _processor_seconds(pid, had)
+                if end and had >= moment_s:
+                    os.kill(pid, number)
+                    code = ended(_PATIENCE_S)
+                    assert code is not None, f"no end {_PATIENCE_S:g} s after signal {number}"
+                    break
+            return code, had
+
+    @contextlib.contextmanager
+    def _started(
+        self, arguments: list[str], journal: Path, output: Path, *, records_syncs: bool
+    ) -> Iterator[tuple[int, Callable[[float], int | None]]]:
+        """Yield the process's id, and what waits so many seconds for its exit code."""
         if self.start == "fork":
-            own = self._forks.Process(
-                target=live, args=(arguments, journal, output), kwargs={"records_syncs": records}
-            )
+            given = {"args": (arguments, journal, output), "kwargs": {"records_syncs": records_syncs}}
+            own = self._forks.Process(target=live, **given)
             own.start()
-            own.join(moment_s if end else _PATIENCE_S)
-            if own.is_alive():
-                assert end, f"no end after {_PATIENCE_S:g} s"
-                os.kill(own.pid or 0, number)
-                own.join(_PATIENCE_S)
-            code = own.exitcode
+
+            def ended(seconds: float) -> int | None:
+                own.join(seconds)
+                return own.exitcode
+
+            yield own.pid or 0, ended
             own.close()
-            assert code is not None, "SIGTERM did not end it"
-            return code
-        chosen = {
-            "arguments": arguments,
-            "journal": str(journal),
-            "output": str(output),
-            "records_syncs": records,
-        }
-        process = subprocess.Popen([sys.executable, "-m", "tests.soak.killed_run", json.dumps(chosen)])
-        try:
-            return process.wait(moment_s if end else _PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            return process.wait(_PATIENCE_S)
+            return
+        chosen = {"arguments": arguments, "journal": str(journal), "output": str(output)}
+        order = json.dumps({**chosen, "records_syncs": records_syncs})
+        process = subprocess.Popen([sys.executable, "-m", "tests.soak.killed_run", order])
+
+        def waited(seconds: float) -> int | None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(seconds)
+            return None
+
+        yield process.pid, waited
+
+
+def _processor_seconds(pid: int, before: float) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return before  # it has ended
+    return times.user + times.system
 
 
 def _stage(events: list[dict[str, Any]]) -> str:
@@ -230,8 +260,8 @@ def _save_intervals(values: Any) -> list[int]:
     return own + [number for value in values.values() for number in _save_intervals(value)]
 
 
-def soak(driver: Driver, kills: int, window_s: float) -> Findings:
-    """Run rounds until there were enough kills; return what was found."""
+def soak(driver: Driver, kills: int, window_s: float, most_rounds: int = 10_000) -> Findings:
+    """Run rounds until there were enough kills, or so many rounds; return what was found."""
     from apriel_assets.recipe import load_recipe
     from tests.soak.same_tables import differing_tables
 
@@ -239,7 +269,7 @@ def soak(driver: Driver, kills: int, window_s: float) -> Findings:
     undisturbed = [driver.live(whole, None, 0.0)]
     print(f"undisturbed: {undisturbed[0].seconds:.1f} s, {len(visible(whole))} artifacts", flush=True)
     name = load_recipe(str(driver.recipe)).name
-    while found.kills.total() < kills:
+    while found.kills.total() < kills and found.rounds < most_rounds:
         home = driver.scratch / f"round-{found.rounds}"
         one_round(driver, home, found, window_s, kills, undisturbed)
         different = differing_tables(whole, home, name)
@@ -262,7 +292,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", type=Path, help="default: a tiny one that has every stage")
     parser.add_argument(
-        "--window", type=float, default=8.0, help="longest life of a process that is killed, seconds"
+        "--window",
+        type=float,
+        default=3.0,
+        help="longest life of a process that is killed, processor seconds",
     )
     parser.add_argument("--start", choices=("fork", "exec"), default="fork")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -275,7 +308,7 @@ def main() -> int:
 
         given.recipe = write_soak_recipe(scratch)
     began = time.monotonic()
-    found = soak(Driver(given.recipe, scratch, given.seed, given.start), given.kills, given.window)
+    found = soak(Driver(given.recipe, scratch, seed=given.seed, start=given.start), given.kills, given.window)
     report = {
         "command": f"python -m tests.soak.kills --kills {given.kills} --seed {given.seed} --window {given.window:g} "
         f"--start {given.start}",
