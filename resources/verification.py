@@ -83,8 +83,10 @@ def verify_home(home: Path, progress: Callable[[int, int], None] = lambda done, 
     for (files, check), size in zip(checks, sizes, strict=True):
         try:
             damage = check()
+            if damage:  # or a run that is under way replaced or removed it while it was read: look again
+                damage = check() if (home / damage.path).exists() else None
         except FileNotFoundError:
-            damage = None  # a run that is under way has just replaced or removed it
+            damage = None
         except OSError as error:
             raise UserError(
                 f"{error.filename} cannot be read: {error.strerror}; mend that, then verify again"

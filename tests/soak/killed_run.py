@@ -67,7 +67,7 @@ def live(arguments: list[str], journal: Path, output: Path, *, records_syncs: bo
 
     sys.argv = ["apriel", *arguments]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_builds_told(own))
+        stack.enter_context(builds_told(own))
         stack.enter_context(listeners.listening(own.progress))
         if records_syncs:
             from tests.soak.power_loss import syncs_told
@@ -78,7 +78,8 @@ def live(arguments: list[str], journal: Path, output: Path, *, records_syncs: bo
 
 
 @contextlib.contextmanager
-def _builds_told(journal: Journal) -> Iterator[None]:
+def builds_told(journal: Journal) -> Iterator[None]:
+    """Write down which artifacts this process begins and finishes."""
     from resources.artifact_store import ArtifactStore
 
     create = ArtifactStore.create
