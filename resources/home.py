@@ -40,6 +40,7 @@ _DISK_SIGNS = (
     "disk is full",
     "readonly database",
 )
+_LOST_DATABASE = ("OperationalError", "InterfaceError", "AdminShutdown", "DagsterPostgresException")
 _BROKEN_SIGNS = ("file is not a database", "database disk image is malformed")
 
 
@@ -90,9 +91,10 @@ def _remedy(error: OSError) -> str:
 
 
 def storage_problem(error: BaseException) -> UserError | None:
-    """Return what to tell the user if an error, or one that it came from, is the disk's or the home's; else None.
+    """Return what to tell the user if an error, or what it came from, is the disk's, the home's or the database's.
 
-    SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read.
+    SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read. None: it
+    is none of these.
     """
     waiting, seen = [error], set()
     while waiting:
@@ -101,6 +103,11 @@ def storage_problem(error: BaseException) -> UserError | None:
             continue
         seen.add(id(current))
         text = str(current).lower()
+        if _is_lost_database(current):
+            reason = str(current).splitlines()[0]
+            return UserError(
+                f"Dagster's database does not answer: {reason}; start it, then run again: finished work is kept"
+            )
         if getattr(current, "errno", None) in _DISK_ERRORS or any(sign in text for sign in _DISK_SIGNS):
             reason = str(current).splitlines()[0]
             return UserError(
@@ -112,6 +119,13 @@ def storage_problem(error: BaseException) -> UserError | None:
             return UserError(f"a file cannot be used: {reason}; repair it, or choose another --home")
         waiting += [current.__cause__, current.__context__, getattr(current, "user_exception", None)]
     return None
+
+
+def _is_lost_database(error: BaseException) -> bool:
+    """Tell whether a database server went away; SQLite's errors are the disk's."""
+    own = type(error)
+    named = own.__module__.startswith(("psycopg", "dagster_postgres")) or "(psycopg" in str(error)
+    return named and own.__name__ in _LOST_DATABASE
 
 
 def open_instance(path: Path) -> dg.DagsterInstance:

@@ -5,9 +5,10 @@
 Each life of the run ends by SIGKILL, by SIGTERM or by a power cut (SIGKILL, then everything that was not flushed is
 lost by lot), until one gets to the end; then the next round begins with an empty home. After each life the whole home
 is verified. After each round its tables are compared with those of a run that nobody disturbed, and its journals say
-what was done more than once. Moments are drawn in processor seconds, so that a busy machine
-does not move them to the start. Lives are forked from a process that has loaded torch already; `--start exec` loads it
-each time.
+what was done more than once. Lives are as long as atoms': each moment of them is as likely the last as any other, most
+from the first thing that they build on, some from their start. They are counted in processor seconds, so that a busy
+machine does not move the ends to the start. Lives are forked from a process that has loaded torch already;
+`--start exec` loads it each time.
 """
 
 import argparse
@@ -35,7 +36,10 @@ from tests.soak.killed_run import PRELOADED, live, read_journal
 ENDS = ("kill", "term", "power")
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak_kills.json"
 _PATIENCE_S = 1800.0  # for a run to end by itself, or after SIGTERM
-_POLL_S = 0.01
+_POLL_S = 0.03
+_ENDED_AT_START = (
+    0.2  # share of lives whose clock begins with the process; that of others with the first build
+)
 
 
 @dataclass
@@ -106,11 +110,15 @@ class Driver:
         """Start a process and end it in time; return its exit code and how many processor seconds it had."""
         number = signal.SIGTERM if end == "term" else signal.SIGKILL
         with self._started(arguments, journal, output, records_syncs=end == "power") as (pid, ended):
-            until, had = time.monotonic() + _PATIENCE_S, 0.0
+            until, had, since = time.monotonic() + _PATIENCE_S, 0.0, None
+            if self.lot.random() < _ENDED_AT_START:
+                since = 0.0
             while (code := ended(_POLL_S)) is None:
                 assert time.monotonic() < until, f"no end after {_PATIENCE_S:g} s"
                 had = _processor_seconds(pid, had)
-                if end and had >= moment_s:
+                if since is None and journal.exists() and '"begin"' in journal.read_text():
+                    since = had
+                if end and since is not None and had - since >= moment_s:
                     os.kill(pid, number)
                     code = ended(_PATIENCE_S)
                     assert code is not None, f"no end {_PATIENCE_S:g} s after signal {number}"
@@ -194,14 +202,14 @@ def home_problems(home: Path) -> tuple[list[str], int]:
 
 
 def one_round(
-    driver: Driver, home: Path, found: Findings, window_s: float, most_kills: int, undisturbed: list[Life]
+    driver: Driver, home: Path, found: Findings, mean_s: float, most_kills: int, undisturbed: list[Life]
 ) -> None:
     """Kill a run on an empty home until it gets to its end, or there were enough kills: then let it end."""
     lives: list[Life] = []
     while not lives or lives[-1].end != "none":
         before = visible(home)
         end = driver.lot.choice(ENDS) if found.kills.total() < most_kills else None
-        life = driver.live(home, end, driver.lot.uniform(0.0, window_s))
+        life = driver.live(home, end, driver.lot.expovariate(1 / mean_s))
         lives.append(life)
         again = {(own["asset"], own["address"]) for own in life.events if own["event"] == "begin"} & before
         found.problems += [f"finished and built again: {asset}/{address}" for asset, address in sorted(again)]
@@ -260,18 +268,21 @@ def _save_intervals(values: Any) -> list[int]:
     return own + [number for value in values.values() for number in _save_intervals(value)]
 
 
-def soak(driver: Driver, kills: int, window_s: float, most_rounds: int = 10_000) -> Findings:
+def soak(driver: Driver, kills: int, mean_s: float, most_rounds: int = 10_000) -> Findings:
     """Run rounds until there were enough kills, or so many rounds; return what was found."""
     from apriel_assets.recipe import load_recipe
     from tests.soak.same_tables import differing_tables
 
     found, whole = Findings(), driver.scratch / "undisturbed"
-    undisturbed = [driver.live(whole, None, 0.0)]
-    print(f"undisturbed: {undisturbed[0].seconds:.1f} s, {len(visible(whole))} artifacts", flush=True)
+    journal = driver.scratch / "undisturbed.journal"
+    if not journal.exists():  # else of an earlier soak in the same place
+        driver.live(whole, None, 0.0)
+        (driver.scratch / "1.journal").rename(journal)
+    undisturbed = [Life("none", 0, 0.0, "between", read_journal(journal))]
     name = load_recipe(str(driver.recipe)).name
     while found.kills.total() < kills and found.rounds < most_rounds:
         home = driver.scratch / f"round-{found.rounds}"
-        one_round(driver, home, found, window_s, kills, undisturbed)
+        one_round(driver, home, found, mean_s, kills, undisturbed)
         different = differing_tables(whole, home, name)
         found.problems += [f"round {found.rounds}: not as undisturbed: {table}" for table in different]
         again = driver.live(home, None, 0.0)
@@ -292,10 +303,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", type=Path, help="default: a tiny one that has every stage")
     parser.add_argument(
-        "--window",
+        "--mean",
         type=float,
-        default=3.0,
-        help="longest life of a process that is killed, processor seconds",
+        default=0.6,
+        help="mean life of what is killed, processor seconds",
     )
     parser.add_argument("--start", choices=("fork", "exec"), default="fork")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -308,9 +319,9 @@ def main() -> int:
 
         given.recipe = write_soak_recipe(scratch)
     began = time.monotonic()
-    found = soak(Driver(given.recipe, scratch, seed=given.seed, start=given.start), given.kills, given.window)
+    found = soak(Driver(given.recipe, scratch, seed=given.seed, start=given.start), given.kills, given.mean)
     report = {
-        "command": f"python -m tests.soak.kills --kills {given.kills} --seed {given.seed} --window {given.window:g} "
+        "command": f"python -m tests.soak.kills --kills {given.kills} --seed {given.seed} --mean {given.mean:g} "
         f"--start {given.start}",
         "recipe": given.recipe.name,
         "minutes": round((time.monotonic() - began) / 60, 1),

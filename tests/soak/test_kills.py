@@ -21,7 +21,7 @@ FORKED = multiprocessing.get_context("fork")
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not(tmp_path):
     recipe = write_soak_recipe(tmp_path, steps=6, save_every=2)
     driver = Driver(recipe, tmp_path, seed=3, select="h1/h1")
-    found = soak(driver, kills=2, window_s=3.0, most_rounds=1)
+    found = soak(driver, kills=2, mean_s=2.0, most_rounds=1)
     assert found.problems == []
     assert found.kills.total() > 0
     assert set(found.kills) <= set(ENDS)
