@@ -102,6 +102,7 @@ def serving(requests: int, scratch: Path, samples: int = _SAMPLES) -> list[Sampl
     from tests.serving.served import Served, is_up
 
     release = scratch / "release"
+    release.mkdir()
     export_release(make_model(), AutoTokenizer.from_pretrained(BUNDLED), release, name="tiny")
     served = Served(release, "--placements", "safe,turbo", log=scratch / "log.txt")
     try:
@@ -159,7 +160,7 @@ def main() -> int:
         report[name] = {"count": count, "growth": own, "samples": [asdict(sample) for sample in samples]}
         failed |= own["resident_bytes"] > MOST_GROWTH_BYTES or own["open_files"] > 0 or own["tensors"] > 0
         print(name, count, own, flush=True)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
     return int(failed)
 
 
