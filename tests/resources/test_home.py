@@ -33,6 +33,16 @@ def test_full_disk_is_recognised_bare_and_wrapped(error):
         assert "\n" not in message
 
 
+def test_a_database_server_that_went_away_is_recognised_and_a_mistake_is_not():
+    psycopg2 = pytest.importorskip("psycopg2")
+    lost = psycopg2.OperationalError("server closed the connection unexpectedly\n\tThis probably means")
+    for seen in (lost, wrapped(lost)):
+        message = str(storage_problem(seen))
+        assert "Dagster's database does not answer: server closed the connection" in message
+        assert "run again: finished work is kept" in message
+    assert storage_problem(psycopg2.ProgrammingError("relation does not exist")) is None
+
+
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOENT, "No such file"), ValueError("no space"), KeyError(28)]
 )
