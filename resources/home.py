@@ -17,6 +17,7 @@ from apriel_assets.errors import UserError
 from apriel_assets.paths import expanded
 from resources.artifact_store import ArtifactStore
 from resources.atomic import replaced_file
+from resources.build_lock import build_lock
 from resources.home_format import check_format, write_format
 from resources.lake import Lake
 
@@ -136,7 +137,9 @@ def open_instance(path: Path) -> dg.DagsterInstance:
     """
     config = path / "dagster" / "dagster.yaml"
     try:
-        return dg.DagsterInstance.from_config(str(config.parent))
+        # One at a time: two that make the databases at once leave two revisions in them, and nobody can open them again.
+        with build_lock(config.with_name(".opening")):
+            return dg.DagsterInstance.from_config(str(config.parent))
     except Exception as error:
         if config.read_bytes() == DAGSTER_YAML.encode():
             raise  # not the user's doing

@@ -98,10 +98,8 @@ class Crowd:
             if own.exitcode == -signal.SIGKILL:
                 self.start_builder(name)
             elif own.exitcode not in (None, 0):
-                self.problems.append(
-                    f"builder {name} ended with {own.exitcode}: {own.output.read_text()[-1500:]}"
-                )
-                self.start_builder(name)
+                said = own.output.read_text()[-1500:]
+                raise AssertionError(f"builder {name} ended with {own.exitcode}: {said}")
         return all(own.exitcode == 0 for own in self.builders.values())
 
     def kill_one(self) -> None:
@@ -142,20 +140,25 @@ def gather(recipe: Path, scratch: Path, kills: int, seed: int) -> dict[str, Any]
     from apriel_assets.recipe import load_recipe
     from tests.soak.same_tables import differing_tables
 
-    (scratch / "whole").mkdir(parents=True)
+    (scratch / "whole").mkdir(parents=True, exist_ok=True)
     alone = Crowd(recipe, scratch / "undisturbed", scratch / "whole", seed)
-    alone.start_builder("run")
-    alone.builders["run"].join()
-    assert alone.builders["run"].exitcode == 0, alone.builders["run"].output.read_text()
+    if not alone.home.exists():  # else of an earlier soak in the same place
+        alone.start_builder("run")
+        alone.builders["run"].join()
+        assert alone.builders["run"].exitcode == 0, alone.builders["run"].output.read_text()
     crowd = Crowd(recipe, scratch / "home", scratch, seed)
     for name in ("run", "this-host", OTHER_HOST):
         crowd.start_builder(name)
     next_kill = time.monotonic() + crowd.lot.uniform(2, 20)
-    while not crowd.look_after_builders():
-        crowd.read_once()
-        if time.monotonic() > next_kill and crowd.kills.total() < kills:
-            crowd.kill_one()
-            next_kill = time.monotonic() + crowd.lot.uniform(2, 20)
+    try:
+        while not crowd.look_after_builders():
+            crowd.read_once()
+            if time.monotonic() > next_kill and crowd.kills.total() < kills:
+                crowd.kill_one()
+                next_kill = time.monotonic() + crowd.lot.uniform(2, 20)
+    finally:
+        for own in crowd.builders.values():
+            own.kill()
     problems, artifacts = home_problems(crowd.home)
     different = differing_tables(alone.home, crowd.home, load_recipe(str(recipe)).name)
     return {
@@ -175,16 +178,20 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--scratch", type=Path, help="where homes are made; kept if given")
     given = parser.parse_args()
     from tests.soak.soak_recipe import write_soak_recipe
 
-    scratch = Path(tempfile.mkdtemp(prefix="apriel-crowd-"))
-    found = gather(write_soak_recipe(scratch), scratch, given.kills, given.seed)
+    scratch = given.scratch or Path(tempfile.mkdtemp(prefix="apriel-crowd-"))
+    recipe = scratch / "soak.yaml"
+    found = gather(
+        recipe if recipe.exists() else write_soak_recipe(scratch), scratch, given.kills, given.seed
+    )
     report = {"command": f"python -m tests.soak.crowd --kills {given.kills} --seed {given.seed}", **found}
     given.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     failed = bool(found["problems"] or found["built_twice"])
-    if not failed:
+    if not failed and not given.scratch:
         shutil.rmtree(scratch)
     return int(failed)
 
