@@ -137,7 +137,7 @@ def open_instance(path: Path) -> dg.DagsterInstance:
     """
     config = path / "dagster" / "dagster.yaml"
     try:
-        # One at a time: two that make the databases at once leave two revisions in them, and nobody can open them again.
+        # One at a time: two that make the databases at once leave two revisions in them, which nobody can open.
         with build_lock(config.with_name(".opening")):
             return dg.DagsterInstance.from_config(str(config.parent))
     except Exception as error:
