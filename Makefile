@@ -5,13 +5,24 @@ BIN := $(VENV)/bin
 HOME_DIR ?= $(if $(APRIEL_HOME),$(APRIEL_HOME),$(CURDIR)/.apriel)
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-ray test-vllm ui lint clean
+.PHONY: demo test soak test-ray test-vllm ui lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/apriel run --recipe quickstart --home "$(HOME_DIR)"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The long versions: hours. What each found is in benchmarks/results/soak_*.json.
+SOAK_HOME ?= $(HOME_DIR)
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak.kills --kills 200
+	$(BIN)/python -m tests.soak.kills --kills 20 --start exec --out benchmarks/results/soak_kills_exec.json
+	$(BIN)/python -m tests.soak.crowd --kills 10
+	$(BIN)/python -m tests.soak.flat_memory
+	$(BIN)/apriel run --recipe quickstart --home "$(SOAK_HOME)"
+	$(BIN)/python -m tests.soak.bit_flips --home "$(SOAK_HOME)" --flips 1000
+	$(BIN)/python -m pytest -m soak
 
 # On a local Ray cluster of two nodes; Ray is no part of the usual installation.
 test-ray: $(VENV)/.installed-dev

@@ -1,4 +1,4 @@
-"""The `apriel` command: run, plan, query, compare, report; export, generate and serve are in `release_cli`.
+"""The `apriel` command: run, plan, query, compare, report; `verifying` has verify, `release_cli` the rest.
 
 Here: arguments, what the terminal shows, exit codes. Not here: deciding what is stale (planning) or doing it (assets).
 Heavy imports stay inside the commands, so that `--help` and wrong arguments answer at once.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from apriel_assets import interrupts, release_cli
+from apriel_assets import interrupts, release_cli, verifying
 from apriel_assets.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def report(
 
 
 release_cli.register(app)
+verifying.register(app)
 
 
 def _patterns(given: str | None, option: str) -> list[str] | None:

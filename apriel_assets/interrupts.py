@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,7 +21,8 @@ def caught() -> Iterator[None]:
     _arrived, written = os.pipe()
     for end in (_arrived, written):
         os.set_blocking(end, False)
-    before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    before, hook = signal.set_wakeup_fd(written, warn_on_full_buffer=False), sys.unraisablehook
+    sys.unraisablehook = _quiet_about_interrupts
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in _SIGNALS}
     try:
         yield
@@ -28,9 +30,16 @@ def caught() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
+        sys.unraisablehook = hook
         for end in (_arrived, written):
             os.close(end)
         _arrived = None
+
+
+def _quiet_about_interrupts(unraisable: "sys.UnraisableHookArgs") -> None:
+    # One that arrives in a destructor goes no further; it is not lost, since `heed` will find it.
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
 
 
 def heed(*_: object) -> None:

@@ -16,7 +16,8 @@ from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.planning.selection import of_variants, select, until
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
 from apriel_assets.recipe_lm_eval import check_before_run, data_to_fetch, network_note
-from resources.artifact_store import ArtifactStore
+from resources.artifact_store import ArtifactStore, digest
+from resources.file_hashes import stamp
 from resources.home import find_home, open_instance, prepare_home, run_lock
 from resources.lake import Lake
 
@@ -113,21 +114,25 @@ class Workspace:
         return network_note(data_to_fetch(self.recipe, [row.place for row in plan.ready]))
 
     def report_is_current(self) -> bool:
-        """Tell whether the report page is this recipe's and newer than all of its tables."""
+        """Tell whether the report page was drawn from this recipe's tables as they are."""
         page = self.home / REPORT
-        if not page.is_file() or f"<title>{self.recipe.name}:" not in page.read_text()[:2000]:
-            return False
-        written = page.stat().st_mtime_ns
-        tables = self.home.glob(f"lake/*/{self.recipe.name}/*.parquet")
-        return all(path.stat().st_mtime_ns < written for path in tables)
+        return page.is_file() and page.read_text().endswith(self._drawn_from())
+
+    def _drawn_from(self) -> str:
+        # Not by what is newer: a clock may have been set back in between.
+        tables = sorted(self.home.glob(f"lake/*/{self.recipe.name}/*.parquet"))
+        stamps = [[str(path.relative_to(self.home)), *stamp(path)[:2]] for path in tables]
+        return f"<!-- drawn from {digest([self.recipe.name, stamps])} -->\n"
 
     def write_report(self) -> Path:
         """Write the report page from what the lake holds now; return its path."""
         from resources.atomic import replaced_file
 
+        # Stamps first: what changes while the page is drawn makes it old.
+        drawn_from = self._drawn_from()
         page = report_page(self.lake, self.recipe.name)
         with replaced_file(self.home / REPORT) as temporary:
-            temporary.write_text(page)
+            temporary.write_text(f"{page.rstrip()}\n{drawn_from}")
         return self.home / REPORT
 
 

@@ -3,8 +3,9 @@
     python benchmarks/recipe_variants.py --home /tmp/lessons --seeds 0 1 2
 
 Each seed is a run of the recipe under another name in one home, so teacher and tokenizer are shared; `apriel run
---variants` makes what the variants need and nothing else. Writes benchmarks/results/recipe_variants.json: every comparison over
-all tasks, by seed and over seeds, with the paired interval of `apriel compare`. Runs continue where they were cut.
+--variants` makes what the variants need and nothing else. Writes benchmarks/results/recipe_variants.json: every
+comparison over all tasks, by seed and over seeds, with the paired interval of `apriel compare`. Runs continue where
+they were cut.
 """
 
 import argparse
@@ -81,7 +82,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="of these variants alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "recipe_variants.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "recipe_variants.json"
+    )
     given = parser.parse_args()
     variants = given.variants or list(load_recipe(given.recipe).variants)
     for seed in given.seeds:

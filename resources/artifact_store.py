@@ -5,7 +5,6 @@ one step when it is complete. An edit of the recipe gives another address; undoi
 """
 
 import contextlib
-import hashlib
 import json
 import shutil
 import time
@@ -18,18 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from apriel_assets.errors import UserError
-from resources.atomic import created_directory
+from apriel_assets.seals import digest, file_facts, is_whole, sealed
+from resources.atomic import created_directory, sweep_drafts
 from resources.build_lock import build_lock
-from resources.file_hashes import ABSENT, file_digest, first_damage, remember, unreadable
+from resources.file_hashes import ABSENT, first_damage, forget, remember, unreadable
 
 PROVENANCE = "provenance.json"
 SEAL = "provenance_sha256"  # of all other keys, as canonical JSON
-
-
-def digest(content: Any, length: int = 16) -> str:
-    """Return the first `length` hex digits of the SHA-256 of `content` as canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+FORMAT = 1  # of an artifact's directory; raise it when an older program would misread a newer one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +101,21 @@ class ArtifactStore:
             return f"{PROVENANCE} is missing or damaged"
         return self._damage(asset, address, provenance)
 
+    def provenance(self, asset: str, address: str) -> dict[str, Any] | None:
+        """Return what is recorded of an artifact, or None if that is missing or damaged; files are not looked at.
+
+        Raises:
+            UserError: it is there and cannot be read, or a newer version wrote it.
+        """
+        return _read_provenance(self.directory(asset, address))
+
+    def distrust(self, asset: str, address: str) -> None:
+        """Have whoever looks next at an artifact read all of its files again, however large and unchanged they look."""
+        directory = self.directory(asset, address)
+        with contextlib.suppress(UserError):
+            files = (_read_provenance(directory) or {}).get("files", {})
+            forget(directory, files, self._verified(asset, address))
+
     def _damage(self, asset: str, address: str, provenance: Mapping[str, Any]) -> str | None:
         record = self._verified(asset, address)
         return first_damage(self.directory(asset, address), provenance["files"], record)
@@ -141,12 +151,14 @@ class ArtifactStore:
                 **provenance,
                 "address": address,
                 "asset": asset,
+                "format": FORMAT,
                 "data_version": draft.data_version or address,
                 "figures": {"seconds": time.time() - started, **draft.figures},
                 "finished_unix_s": time.time(),
-                "files": _file_facts(temporary),
+                "files": file_facts(temporary, filter(Path.is_file, temporary.rglob("*"))),
             }
-            (temporary / PROVENANCE).write_text(json.dumps(_sealed(record), indent=1, sort_keys=True) + "\n")
+            text = json.dumps(sealed(record, SEAL), indent=1, sort_keys=True) + "\n"
+            (temporary / PROVENANCE).write_text(text)
             if final.exists() and self.find(asset, address) is None:
                 shutil.rmtree(aside, ignore_errors=True)
                 final.rename(aside)  # it would shadow the new one
@@ -167,16 +179,12 @@ class ArtifactStore:
         with build_lock(lock):
             if (artifact := self.find(asset, address)) is not None:
                 return artifact, False
+            sweep_drafts(self.directory(asset, address))
             with self.create(asset, address, provenance) as draft:
                 build(draft)
         artifact = self.find(asset, address)
         assert artifact is not None, f"{asset}/{address} vanished after it was written"
         return artifact, True
-
-
-def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(record))  # as it will be read
-    return {**plain, SEAL: digest(plain, 64)}
 
 
 def _read_provenance(directory: Path) -> dict[str, Any] | None:
@@ -187,18 +195,15 @@ def _read_provenance(directory: Path) -> dict[str, Any] | None:
     """
     try:
         found = json.loads((directory / PROVENANCE).read_text())
-        plain = {name: value for name, value in found.items() if name != SEAL}
-    except (*ABSENT, ValueError, AttributeError):
+        # Artifacts from before there were formats may lack the seal, and are then taken as they are.
+        good = is_whole(found, SEAL) if SEAL in found or "format" in found else "files" in found
+    except (*ABSENT, ValueError, AttributeError, TypeError):
         return None
     except OSError as error:
         raise unreadable(directory / PROVENANCE, error) from error
-    # Artifacts that were written before there were seals are taken as they are.
-    return found if SEAL not in found or found[SEAL] == digest(plain, 64) else None
-
-
-def _file_facts(directory: Path) -> dict[str, dict[str, Any]]:
-    return {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    if good and found.get("format", 0) > FORMAT:
+        raise UserError(
+            f"{directory} has format {found['format']}, this version reads up to {FORMAT}; use the apriel-assets that "
+            "wrote it, or another home"
+        )
+    return found if good else None

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def build_lock(path: Path) -> Iterator[None]:
     handle = _acquire(path)
     try:
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()[:64]}\n".encode(), 0)
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: nobody can have locked this very file
@@ -31,7 +32,7 @@ def _acquire(path: Path) -> int:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "another"
+                holder = os.pread(handle, 256, 0).decode(errors="replace").strip() or "another"
                 logger.info("waiting for process %s, which builds the same: %s", holder, path.name)
                 fcntl.flock(handle, fcntl.LOCK_EX)
             # The last holder removed the file that it held; a lock on a removed file excludes nobody.

@@ -13,7 +13,7 @@ from apriel_assets.tables.meanings import TABLE_MEANINGS
 from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema
 from apriel_assets.tables.views import FUNCTIONS, VIEWS
 from resources.artifact_store import digest
-from resources.atomic import temporary_name
+from resources.atomic import replaced_file
 
 _REVISION = "catalog_revision"
 _TYPES = {
@@ -38,34 +38,45 @@ def write_catalog(final: Path, lake: Path) -> None:
         final: the catalog's file.
         lake: directory of the tables' files, absolute.
     """
-    temporary = temporary_name(final)
-    try:
-        with duckdb.connect(str(temporary)) as connection:
-            connection.execute(";\n".join(["BEGIN", *_statements(lake), "COMMIT"]))
-        os.replace(temporary, final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file(final) as temporary, duckdb.connect(str(temporary)) as connection:
+        connection.execute(";\n".join(["BEGIN", *_statements(lake), "COMMIT"]))
 
 
 def catalog_is_current(catalog: Path, lake: Path) -> bool:
-    """Return whether the catalog is of this version and of this lake.
+    """Return whether the catalog is of this version, of this lake and of the tables that have files in it.
 
-    Views hold absolute paths, so a home that was moved or copied needs them written anew.
+    Views hold absolute paths, so a home that was moved or copied needs them written anew. A table's view is empty as
+    long as it has no file; who wrote the first one may have been killed before the catalog followed.
     """
     with contextlib.suppress(duckdb.Error):
         with duckdb.connect(str(catalog), read_only=True) as connection:
             found = connection.execute(f"SELECT {_REVISION}()").fetchall()
-        return found == [(_revision(lake),)]
+        return found == [(_revision(lake, _filled(lake)),)]
     return False
 
 
-def _revision(lake: Path) -> str:
-    return digest([str(lake), *_definitions()])
+def has_files(table: Path) -> bool:
+    """Return whether any recipe has rows in a table's directory; stops at the first of perhaps thousands of files."""
+    with contextlib.suppress(FileNotFoundError):
+        for recipe in os.scandir(table):
+            with os.scandir(recipe) as files:
+                if any(file.name.endswith(".parquet") for file in files):
+                    return True
+    return False
+
+
+def _filled(lake: Path) -> list[str]:
+    return [name for name in TABLES if has_files(lake / name)]
+
+
+def _revision(lake: Path, filled: Sequence[str]) -> str:
+    return digest([str(lake), *filled, *_definitions()])
 
 
 def _statements(lake: Path) -> list[str]:
-    tables = [_table_view(name, lake) for name in TABLES]
-    revision = f"CREATE MACRO {_REVISION}() AS {quoted(_revision(lake))}"
+    filled = _filled(lake)  # looked at once: the revision must be of these very views
+    tables = [_table_view(name, lake, is_filled=name in filled) for name in TABLES]
+    revision = f"CREATE MACRO {_REVISION}() AS {quoted(_revision(lake, filled))}"
     return [*tables, *_definitions(), revision]
 
 
@@ -109,10 +120,9 @@ def table_source(name: str, files: Sequence[str]) -> str:
     return source
 
 
-def _table_view(name: str, lake: Path) -> str:
-    found = any((lake / name).glob("*/*.parquet"))
+def _table_view(name: str, lake: Path, *, is_filled: bool) -> str:
     pattern = f"{glob.escape(str(lake / name))}/*/*.parquet"  # a directory's own name may hold brackets
-    return f'CREATE VIEW "{name}" AS {table_source(name, [pattern] if found else [])}'
+    return f'CREATE VIEW "{name}" AS {table_source(name, [pattern] if is_filled else [])}'
 
 
 def _type(dtype: pa.DataType) -> str:

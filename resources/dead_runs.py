@@ -5,6 +5,7 @@ and machines may share one Dagster: only what can be told to be of this machine 
 """
 
 import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -20,8 +21,9 @@ _WORKING = (
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
-_HOME_TAG, _HOST_TAG, _PID_TAG = "apriel/home", "apriel/host", "apriel/pid"
+_HOME_TAG, _HOST_TAG, _PID_TAG, _TICKS_TAG = "apriel/home", "apriel/host", "apriel/pid", "apriel/ticks"
 _CLOCK_SLACK_S = 2.0
+_BOOT_UNIX_S = psutil.boot_time()  # by the clock as it was when this process began
 _START_LIMIT_S = 300.0  # a launched run has a process by then
 
 
@@ -31,6 +33,7 @@ def process_tags(home: Path) -> dict[str, str]:
         _HOME_TAG: str(home.resolve()),
         _HOST_TAG: socket.gethostname(),
         _PID_TAG: str(os.getpid()),
+        **({_TICKS_TAG: ticks} if (ticks := _start_ticks(os.getpid())) else {}),
     }
 
 
@@ -73,8 +76,10 @@ def _is_dead(
     own = process_tags(home)
     if any(run.tags.get(tag) != own[tag] for tag in (_HOME_TAG, _HOST_TAG)):
         return False
-    created = record.create_timestamp.timestamp()
-    return not _is_alive(int(run.tags[_PID_TAG]), started_before=created + _CLOCK_SLACK_S)
+    pid, created = int(run.tags[_PID_TAG]), record.create_timestamp.timestamp()
+    if _TICKS_TAG in run.tags and (ticks := _start_ticks(pid)) is not None:
+        return ticks != run.tags[_TICKS_TAG] or not _is_alive(pid)
+    return not _is_alive(pid, started_before=created + _CLOCK_SLACK_S)
 
 
 def _launched_here(
@@ -105,10 +110,22 @@ def _process_gone(instance: dg.DagsterInstance, record: dg.RunRecord, now: float
     return now - (record.start_time or record.create_timestamp.timestamp()) > _START_LIMIT_S
 
 
-def _is_alive(pid: int, *, started_before: float) -> bool:
+def _is_alive(pid: int, *, started_before: float = math.inf) -> bool:
     try:
         process = psutil.Process(pid)
+        # The kernel tells starts by the present clock; if that was set anew, they seem to have been at another time.
+        began = process.create_time()
+        began = min(began, began - (psutil.boot_time() - _BOOT_UNIX_S))
         # A process that began later has merely got the same number.
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= started_before
+        return process.status() != psutil.STATUS_ZOMBIE and began <= started_before
     except psutil.NoSuchProcess:
         return False
+
+
+def _start_ticks(pid: int) -> str | None:
+    """Return when a process began, in ticks since boot, which no clock moves; None: the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()[19]  # its name, before that, may have spaces

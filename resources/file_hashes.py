@@ -6,13 +6,13 @@ hashed again.
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from apriel_assets.errors import UserError
+from apriel_assets.seals import file_digest
 from resources.atomic import write_json
 
 SMALL_BYTES = 1 << 20  # below this, a file is read again in every process
@@ -20,12 +20,6 @@ ABSENT = (FileNotFoundError, NotADirectoryError)  # any other error says nothing
 
 # What this process has read: path -> (stamp, SHA-256).
 _read: dict[Path, tuple[list[int], str]] = {}
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def stamp(path: Path) -> list[int]:
@@ -54,6 +48,8 @@ def first_damage(directory: Path, files: Mapping[str, Mapping[str, Any]], record
             if seen[0] != facts["bytes"]:
                 return f"{name} has {seen[0]} bytes, {facts['bytes']} were written"
             found = _digest(path, seen, known.get(name))
+            if found != facts["sha256"]:
+                found = _digest(path, seen, None, again=True)  # the record itself may be what is damaged
         except ABSENT:
             return f"{name} is missing"
         except OSError as error:
@@ -86,11 +82,18 @@ def remember(directory: Path, final: Path, files: Mapping[str, Mapping[str, Any]
         _save(record, current)
 
 
-def _digest(path: Path, seen: list[int], known: Any) -> str:
+def forget(directory: Path, files: Mapping[str, Any], record: Path) -> None:
+    """Trust none of the files any more: whoever looks next reads them all."""
+    record.unlink(missing_ok=True)
+    for name in files:
+        _read.pop(directory / name, None)
+
+
+def _digest(path: Path, seen: list[int], known: Any, *, again: bool = False) -> str:
     before, digest = _read.get(path, (None, ""))
-    if before != seen:
+    if again or before != seen:
         trusted = seen[0] >= SMALL_BYTES and isinstance(known, dict) and known.get("stamp") == seen
-        digest = str(known["sha256"]) if trusted else file_digest(path)
+        digest = str(known.get("sha256")) if trusted else file_digest(path)
         _read[path] = (seen, digest)
     return digest
 

@@ -5,6 +5,7 @@ import datetime
 import errno
 import fcntl
 import os
+import socket
 import textwrap
 import time
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ import dagster as dg
 from apriel_assets.errors import UserError
 from apriel_assets.paths import expanded
 from resources.artifact_store import ArtifactStore
+from resources.atomic import replaced_file
+from resources.build_lock import build_lock
+from resources.home_format import check_format, write_format
 from resources.lake import Lake
 
 DAGSTER_YAML = """\
@@ -37,6 +41,7 @@ _DISK_SIGNS = (
     "disk is full",
     "readonly database",
 )
+_LOST_DATABASE = ("OperationalError", "InterfaceError", "AdminShutdown", "DagsterPostgresException")
 _BROKEN_SIGNS = ("file is not a database", "database disk image is malformed")
 
 
@@ -63,16 +68,19 @@ def prepare_home(path: Path) -> None:
     """Create what is missing of a home.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written, or a newer version wrote it.
     """
     config = path / "dagster" / "dagster.yaml"
+    check_format(path)
     try:
         config.parent.mkdir(parents=True, exist_ok=True)
         probe = path / f".writable.{os.getpid()}"
         probe.write_bytes(b"\0" * 4096)
         probe.unlink()
         if not config.exists():
-            config.write_text(DAGSTER_YAML)
+            with replaced_file(config) as temporary:  # it is never written again: half of one would stay
+                temporary.write_text(DAGSTER_YAML)
+        write_format(path)
     except OSError as error:
         raise UserError(f"cannot write to the home {path}: {error.strerror}; {_remedy(error)}") from error
 
@@ -84,9 +92,10 @@ def _remedy(error: OSError) -> str:
 
 
 def storage_problem(error: BaseException) -> UserError | None:
-    """Return what to tell the user if an error, or one that it came from, is the disk's or the home's; else None.
+    """Return what to tell the user if an error, or what it came from, is the disk's, the home's or the database's.
 
-    SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read.
+    SQLite, DuckDB and safetensors raise errors of their own, so beside error numbers their messages are read. None: it
+    is none of these.
     """
     waiting, seen = [error], set()
     while waiting:
@@ -95,6 +104,11 @@ def storage_problem(error: BaseException) -> UserError | None:
             continue
         seen.add(id(current))
         text = str(current).lower()
+        if _is_lost_database(current):
+            reason = str(current).splitlines()[0]
+            return UserError(
+                f"Dagster's database does not answer: {reason}; start it, then run again: finished work is kept"
+            )
         if getattr(current, "errno", None) in _DISK_ERRORS or any(sign in text for sign in _DISK_SIGNS):
             reason = str(current).splitlines()[0]
             return UserError(
@@ -108,6 +122,13 @@ def storage_problem(error: BaseException) -> UserError | None:
     return None
 
 
+def _is_lost_database(error: BaseException) -> bool:
+    """Tell whether a database server went away; SQLite's errors are the disk's."""
+    own = type(error)
+    named = own.__module__.startswith(("psycopg", "dagster_postgres")) or "(psycopg" in str(error)
+    return named and own.__name__ in _LOST_DATABASE
+
+
 def open_instance(path: Path) -> dg.DagsterInstance:
     """Open Dagster's records of this home (runs, events, materializations), where its dagster/dagster.yaml says.
 
@@ -116,7 +137,9 @@ def open_instance(path: Path) -> dg.DagsterInstance:
     """
     config = path / "dagster" / "dagster.yaml"
     try:
-        return dg.DagsterInstance.from_config(str(config.parent))
+        # One at a time: two that make the databases at once leave two revisions in them, which nobody can open.
+        with build_lock(config.with_name(".opening")):
+            return dg.DagsterInstance.from_config(str(config.parent))
     except Exception as error:
         if config.read_bytes() == DAGSTER_YAML.encode():
             raise  # not the user's doing
@@ -139,13 +162,13 @@ def run_lock(path: Path) -> Iterator[None]:
     handle = os.open(path / "run.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _locked(handle):
-            holder = os.pread(handle, 64, 0).decode(errors="replace").strip() or "pid not known"
+            holder = os.pread(handle, 256, 0).decode(errors="replace").strip() or "pid not known"
             raise UserError(
                 f"another `apriel run` ({holder}) works on {path}; wait for it or use another --home"
             )
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()}, since {now}\n".encode(), 0)
+        os.pwrite(handle, f"pid {os.getpid()}, since {now}, on {socket.gethostname()[:64]}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -171,7 +194,7 @@ def run_lock_holder(path: Path) -> str | None:
         # Shared, and for a moment only: a run that starts just now waits for nobody but another run.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return os.read(handle, 64).decode(errors="replace").strip() or "pid not known"
+        return os.read(handle, 256).decode(errors="replace").strip() or "pid not known"
     finally:
         os.close(handle)
     return None

@@ -5,6 +5,7 @@ A re-run replaces a file as a whole, so there are no appends and no duplicates; 
 
 import contextlib
 import glob
+import logging
 import os
 import re
 import threading
@@ -22,8 +23,12 @@ from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import LAKE_COLUMNS, TABLES, table_schema, to_table
 from apriel_assets.tables.views import VIEWS
 from resources.atomic import replaced_file
-from resources.catalog import catalog_is_current, quoted, table_source, write_catalog
-from resources.file_hashes import stamp
+from resources.catalog import catalog_is_current, has_files, quoted, table_source, write_catalog
+from resources.file_hashes import SMALL_BYTES, stamp
+from resources.home_format import check_format
+from resources.sealed_parquet import seal_problem, write_sealed
+
+logger = logging.getLogger(__name__)
 
 _READING = (duckdb.StatementType.SELECT,)  # not EXPLAIN: with ANALYZE it runs what it explains
 CATALOG = "catalog.duckdb"
@@ -74,7 +79,7 @@ class Lake:
             for column, value in (("recipe", recipe), ("version", version), ("variant", variant)):
                 rows = rows.append_column(column, pa.array([value] * rows.num_rows, LAKE_COLUMNS[column][0]))
             final = self._file(name, recipe, asset, partition)
-            first = not self._has_files(name)
+            first = not has_files(self.home / "lake" / name)
             with replaced_file(final) as temporary:
                 _write(rows, temporary, address)
             if first:
@@ -87,15 +92,6 @@ class Lake:
         # Not the data version: two rankings that order alike share one, and differ in their scores.
         files = (self._file(name, recipe, asset, partition) for name in tables)
         return all(_address_in(path) == address for path in files)
-
-    def _has_files(self, table: str) -> bool:
-        """Return whether any recipe has rows; stops at the first file, of which there may be thousands."""
-        with contextlib.suppress(FileNotFoundError):
-            for recipe in os.scandir(self.home / "lake" / table):
-                with os.scandir(recipe) as files:
-                    if any(file.name.endswith(".parquet") for file in files):
-                        return True
-        return False
 
     def _file(self, table: str, recipe: str, asset: str, partition: str | None) -> Path:
         return self.home / "lake" / table / recipe / _file_name(asset, partition)
@@ -145,7 +141,7 @@ class Lake:
             rows = to_table("published", published_rows())
             for column, (dtype, _) in LAKE_COLUMNS.items():
                 rows = rows.append_column(column, pa.nulls(rows.num_rows, dtype))
-            pq.write_table(rows, temporary)
+            write_sealed(rows, temporary, {})
         write_catalog(final, self.home.resolve() / "lake")
         return final
 
@@ -153,12 +149,13 @@ class Lake:
         """Open the catalog for reading; it can read the lake's files and nothing else.
 
         Raises:
-            UserError: the home has no results yet.
+            UserError: the home has no results yet, or a newer version wrote it.
         """
+        check_format(self.home)
         if not (self.home / "lake").is_dir():
             raise UserError(f"no results in {self.home}; run `apriel run --home {self.home}` first")
         if not catalog_is_current(self.home / CATALOG, self.home.resolve() / "lake"):
-            self.rebuild_catalog()
+            self._mend_catalog()
         connection = duckdb.connect(str(self.home / CATALOG), read_only=True)
         lake = str(self.home.resolve() / "lake")
         allowed = ", ".join(map(quoted, dict.fromkeys((lake, glob.escape(lake)))))  # as views write it, too
@@ -166,6 +163,17 @@ class Lake:
         for setting in (*_CLOSED, memory, f"allowed_directories = [{allowed}]", *_LOCKED):
             connection.execute(f"SET {setting}")
         return connection
+
+    def _mend_catalog(self) -> None:
+        try:
+            self.rebuild_catalog()
+        except OSError as error:
+            if not (self.home / CATALOG).is_file():
+                raise
+            # Who may only read sees the tables that there were when it was written last.
+            logger.warning(
+                "%s is not of today and cannot be written: %s", self.home / CATALOG, error.strerror
+            )
 
     def query(self, sql: str) -> tuple[list[str], list[tuple]]:
         """Run one read-only statement; return column names and rows.
@@ -256,21 +264,26 @@ def _interrupted_after(
 
 def _write(rows: pa.Table, path: Path, address: str) -> None:
     options = _SMALL if rows.num_rows < _SMALL_ROWS else {}
-    with pq.ParquetWriter(path, rows.schema, store_schema=False, **options) as writer:
-        writer.write_table(rows)
-        writer.add_key_value_metadata({_ADDRESS: address.encode()})
+    write_sealed(rows, path, {_ADDRESS: address.encode()}, **options)
 
 
 def _address_in(path: Path) -> str | None:
-    """Return the artifact whose rows a file has; None: there is no file, or it does not say so."""
+    """Return the artifact whose rows a file has; None: there is no file, it does not say so, or it is damaged."""
     try:
         seen = stamp(path)
         if _addresses.get(path, ([], None))[0] != seen:
-            found = (pq.read_metadata(path).metadata or {}).get(_ADDRESS)
-            _addresses[path] = (seen, found.decode() if found else None)
+            _addresses[path] = (seen, _read_address(path, seen[0]))
     except (OSError, pa.ArrowInvalid):
         return None
     return _addresses[path][1]
+
+
+def _read_address(path: Path, num_bytes: int) -> str | None:
+    # Of a large file only the footer is read: `apriel verify` reads all of it.
+    if num_bytes < SMALL_BYTES and seal_problem(path):
+        return None
+    found = (pq.read_metadata(path).metadata or {}).get(_ADDRESS)
+    return found.decode() if found else None
 
 
 def _schema(name: str) -> pa.Schema:

@@ -33,6 +33,26 @@ def test_what_another_handler_swallowed_is_heeded_once(number):
         interrupts.heed()
 
 
+def test_an_interrupt_in_a_destructor_is_quiet_and_not_lost(capfd):
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal  # noqa: B018 - the handler runs here
+
+    class Broken:
+        def __del__(self):
+            raise ValueError("told")
+
+    with interrupts.caught():
+        del (own := [Interrupted(), Broken()])[:]
+        assert own == []
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.heed()
+    err = capfd.readouterr().err
+    assert "told" in err
+    assert "KeyboardInterrupt" not in err
+
+
 def test_other_signals_go_unheeded():
     kept = signal.signal(signal.SIGCHLD, lambda *_: None)
     try:

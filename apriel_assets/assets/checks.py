@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from apriel_assets.assets.asset_plan import Check, Verdict
+from apriel_assets.seals import file_digest
 from resources.artifact_store import Artifact
-from resources.file_hashes import file_digest
 
 _LEAST_R2 = 0.8  # of the whole model's predicted speed
 _WEIGHTS = ".safetensors"

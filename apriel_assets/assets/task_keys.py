@@ -8,8 +8,8 @@ from apriel_assets.errors import UserError
 from apriel_assets.evaluation.lm_eval_config import MT_BENCH, JudgeConfig, LmEvalTask
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.paths import expanded
+from apriel_assets.seals import digest, file_digest
 from apriel_assets.slices import hashed_values
-from resources.artifact_store import digest, file_digest
 
 
 def file_digests(tasks: Sequence[TaskSpec]) -> dict[str, str]:

@@ -2,13 +2,15 @@
 
 A state is a directory `step-<n>` of safetensors, Parquet and JSON files, never pickle. It is written under
 another name, flushed, then renamed: it is either whole or not there. The newest one counts; older ones are
-removed after.
+removed after. `state.json` has the hash of every file: a state that was damaged later is left aside.
 """
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,11 @@ from apriel_assets.distillation.config import OptimizerConfig
 from apriel_assets.distillation.sharding import own_part, part_of, whole
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.placement import Placement
+from apriel_assets.saved_states import HEADER, PREFIX, STATE_FORMAT, STATE_SEAL, state_problem
+from apriel_assets.seals import file_facts, sealed
 from apriel_assets.slices import hashed_values
 
-_PREFIX = "step-"
+logger = logging.getLogger(__name__)
 
 
 def run_identity(
@@ -72,23 +76,26 @@ def save_state(
         states["rng.cuda"] = torch.cuda.get_rng_state()
     if not is_writer:
         return
-    target = directory / f"{_PREFIX}{step:08d}"
-    draft = directory / f"draft-{step:08d}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    target = directory / f"{PREFIX}{step:08d}"
+    directory.mkdir(parents=True, exist_ok=True)
+    # A name of its own: where locks do not reach from machine to machine, another may write the same state.
+    draft = directory / f"draft-{step:08d}-{uuid.uuid4().hex[:8]}"
+    draft.mkdir()
     save_file(weights, draft / "student.safetensors")
     save_file(states, draft / "optimizer.safetensors")
     for name, table in tables.items():
         pq.write_table(table, draft / f"{name}.parquet")
-    (draft / "state.json").write_text(json.dumps({"step": step, "identity": identity}, indent=1))
+    header = {"format": STATE_FORMAT, "step": step, "identity": identity}
+    header["files"] = file_facts(draft, draft.iterdir())
+    (draft / HEADER).write_text(json.dumps(sealed(header, STATE_SEAL), indent=1))
     for path in (*draft.iterdir(), draft):
         _flush(path)
-    older = _states(directory)
+    older = [path for path in directory.iterdir() if path != draft]
     shutil.rmtree(target, ignore_errors=True)
     os.replace(draft, target)
     _flush(directory)
     for path in older:
-        if path != target:
+        if path != target and path.name.startswith((PREFIX, "draft-")):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -99,7 +106,7 @@ def load_state(
     *,
     identity: dict[str, Any],
 ) -> tuple[int, dict[str, pa.Table]] | None:
-    """Load the newest state into student, optimisers and random number generators.
+    """Load the newest whole state into student, optimisers and random number generators.
 
     Returns:
         The number of finished steps and the tables so far, by name; None if there is no state.
@@ -107,11 +114,10 @@ def load_state(
     Raises:
         UserError: the state belongs to another run.
     """
-    states = _states(directory)
-    if not states:
+    newest = _newest_whole(directory)
+    if newest is None:
         return None
-    newest = states[-1]
-    header = json.loads((newest / "state.json").read_text())
+    header = json.loads((newest / HEADER).read_text())
     # Through JSON, as the saved one went: tuples are lists there.
     if different := _differences(header["identity"], json.loads(json.dumps(identity))):
         raise UserError(
@@ -182,8 +188,12 @@ def _differences(saved: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     return sorted(key for key in saved.keys() | mine.keys() if saved.get(key) != mine.get(key))
 
 
-def _states(directory: Path) -> list[Path]:
-    return sorted(directory.glob(f"{_PREFIX}*")) if directory.is_dir() else []
+def _newest_whole(directory: Path) -> Path | None:
+    for path in sorted(directory.glob(f"{PREFIX}*"), reverse=True):
+        if (problem := state_problem(path)) is None:
+            return path
+        logger.warning("%s is damaged (%s): training goes on without it", path, problem)
+    return None
 
 
 def _flush(path: Path) -> None:

@@ -186,25 +186,24 @@ class _Run:
                 if resume_dir and step and not self._moving and self.accelerator.num_processes == 1:
                     self._save(resume_dir, earlier, rows, step, identity)
                 raise UserError(self._too_large(step)) from error
-            tokens = rows[-1]["tokens"]
-            finished = step + 1
+            row, finished = rows[-1], step + 1
+            tokens = row["tokens"]
             if self.recorder:
                 self.recorder.after(finished)
                 settle(self.student)
             if resume_dir and (finished % self.config.save_every == 0 or finished == self.config.steps):
-                self._save(resume_dir, earlier, rows, finished, identity)
+                # As dicts, the rows of a long run would take as much memory as its model.
+                earlier, rows = self._save(resume_dir, earlier, rows, finished, identity), []
             progress(
-                finished,
-                self.config.steps,
-                loss_nats=rows[-1]["loss_nats"],
-                tokens_per_s=rows[-1]["tokens_per_s"],
+                finished, self.config.steps, loss_nats=row["loss_nats"], tokens_per_s=row["tokens_per_s"]
             )
         return pa.concat_tables([earlier, to_table("training", rows)])
 
     def _save(
         self, directory: Path, earlier: pa.Table, rows: list[dict], finished: int, identity: dict[str, Any]
-    ) -> None:
-        tables = {"training": pa.concat_tables([earlier, to_table("training", rows)])}
+    ) -> pa.Table:
+        training = pa.concat_tables([earlier, to_table("training", rows)]).combine_chunks()
+        tables = {"training": training}
         if self.recorder:
             tables["recorded"] = self.recorder.table()
         bare = [optimizer.optimizer for optimizer in self.optimizers]
@@ -212,6 +211,7 @@ class _Run:
         save_state(
             directory, self.student, bare, tables, step=finished, identity=identity, is_writer=is_writer
         )
+        return training
 
     def _too_large(self, step: int) -> str:
         lengths = self.traces.lengths()

@@ -1,7 +1,8 @@
 """Answers that a model gave, kept on disk as they come, so that an interrupted eval goes on from there.
 
 An answer belongs to a scope, which names the model's version and all else that decides it, and to its request. Each
-process appends lines to a file of its own; a line that was torn when the process was killed is lost, nothing else.
+process appends lines to a file of its own; a line that was torn when the process was killed, or damaged since, is
+lost, nothing else.
 """
 
 import hashlib
@@ -14,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from apriel_assets.seals import digest
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +55,10 @@ class KeptAnswers:
         for path in sorted(self._folder.glob("*.jsonl")):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             for number, line in enumerate(lines, start=1):
-                try:
-                    key, value = json.loads(line)
-                    found[str(key)] = value
-                except (ValueError, TypeError):
+                if (answer := _answer(line)) is None:
                     logger.warning("ignored line %d of %s, which holds no answer", number, path)
+                else:
+                    found[answer[0]] = answer[1]
         return found
 
     def add(self, key: str, value: Any) -> None:
@@ -64,7 +66,7 @@ class KeptAnswers:
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = (self._folder / f"{uuid.uuid4().hex}.jsonl").open("w", encoding="utf-8")
-        self._file.write(json.dumps([key, value]) + "\n")
+        self._file.write(json.dumps([key, value, digest([key, value])]) + "\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -81,3 +83,21 @@ class KeptAnswers:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _answer(line: str) -> tuple[str, Any] | None:
+    """Return a line's key and value, or None if it is not as it was written."""
+    try:
+        key, value, written = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return (key, value) if written == digest([key, value]) else None
+
+
+def answers_problem(path: Path) -> str | None:
+    """Say which line of a file of kept answers is not as it was written; None: all are. The last may be torn."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if line.endswith("\n") and _answer(line) is None:
+            return f"line {number} holds no answer"
+    return None

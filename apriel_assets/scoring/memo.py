@@ -12,12 +12,16 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from apriel_assets.hybrid.placement import Placement
+from apriel_assets.seals import is_whole, sealed
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
+_UNSEALED = 1  # the format before that, without a hash
+_SEAL = "sha256"  # of all other keys
 
 Figures = dict[str, float]
 
@@ -34,7 +38,7 @@ class ScoreMemo:
     def load(self, scope: str) -> Mapping[Placement, Figures]:
         """Return every score of a scope, those that other processes wrote meanwhile included.
 
-        Files that are torn or not a memo's are ignored, with a warning each.
+        Files that are torn, damaged or not a memo's are ignored, with a warning each.
         """
         known = self._known.setdefault(scope, {})
         for path in sorted((self._directory / scope).glob("*.json")):
@@ -52,15 +56,16 @@ class ScoreMemo:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [{"placement": placement, "figures": figures} for placement, figures in scores.items()]
         path = folder / f"{uuid.uuid4().hex}.json"
-        _write_whole(path, json.dumps({"format": _FORMAT, "scope": scope, "scores": rows}))
+        record = {"format": _FORMAT, "scope": scope, "scores": rows}
+        _write_whole(path, json.dumps(sealed(record, _SEAL)))
         self._read.add(path)
 
 
 def _read_scores(path: Path, scope: str) -> dict[Placement, Figures]:
     try:
         content = json.loads(path.read_text())
-        if content["format"] != _FORMAT or content["scope"] != scope:
-            raise ValueError(f"format {content['format']}, scope {content['scope']}")
+        if problem := _problem(content, scope):
+            raise ValueError(problem)
         return {
             tuple(str(mixer) for mixer in row["placement"]): {
                 str(name): float(value) for name, value in row["figures"].items()
@@ -70,6 +75,21 @@ def _read_scores(path: Path, scope: str) -> dict[Placement, Figures]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("ignored %s, which holds no scores of this scope: %s", path, error)
         return {}
+
+
+def _problem(content: dict[str, Any], scope: str) -> str | None:
+    found = content["format"]
+    if content["scope"] != scope or found not in (_FORMAT, _UNSEALED):
+        return f"format {found}, scope {content['scope']}"
+    return "it was damaged" if found == _FORMAT and not is_whole(content, _SEAL) else None
+
+
+def score_file_problem(path: Path) -> str | None:
+    """Say why a file of the memo is ignored; None: it is not."""
+    try:
+        return _problem(json.loads(path.read_text()), path.parent.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read: {error}"
 
 
 def _write_whole(path: Path, text: str) -> None:

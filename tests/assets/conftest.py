@@ -3,9 +3,9 @@
 import pyarrow.parquet as pq
 import pytest
 
+from apriel_assets.seals import file_digest
 from apriel_assets.tables.schemas import to_table
 from resources.artifact_store import Artifact
-from resources.file_hashes import file_digest
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ def postgres() -> Iterator[dict[str, str]]:
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("needs PostgreSQL's server programs: apt-get install postgresql")
-    with postgres_server(binaries) as environment:
-        yield environment
+    with postgres_server(binaries) as server:
+        yield server.environment
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -48,40 +49,84 @@ def postgres_binaries() -> Path | None:
     return next((place for place in places if (place / "initdb").exists()), None)
 
 
+class PostgresServer:
+    """A server with an empty database, which can be stopped as a power cut would, and started again."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        # It refuses to run as root; Debian's package makes a user for it.
+        user = "postgres" if os.geteuid() == 0 else None
+        # Not under pytest's directory, which only its owner may enter.
+        self._directory = Path(tempfile.mkdtemp(prefix="apriel-postgres-", dir="/tmp"))
+        if user:
+            shutil.chown(self._directory, user)
+        self._port, self._data = str(free_port()), self._directory / "data"
+        self._quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "user": user, "cwd": self._directory}
+        self._server: subprocess.Popen | None = None
+        made = [
+            binaries / "initdb",
+            "-D",
+            self._data,
+            "-U",
+            "dagster",
+            "--auth=trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+        ]
+        subprocess.run([*made, "--locale=C"], check=True, **self._quiet)
+        self.start()
+        here = ["-h", "127.0.0.1", "-p", self._port]
+        subprocess.run([binaries / "createdb", *here, "-U", "dagster", "dagster"], check=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What deploy/dagster.yaml reads."""
+        return {
+            "POSTGRES_HOST": "127.0.0.1",
+            "POSTGRES_PORT": self._port,
+            "POSTGRES_DB": "dagster",
+            "POSTGRES_USER": "dagster",
+            "POSTGRES_PASSWORD": "any",
+        }
+
+    def start(self) -> None:
+        options = [
+            "-c",
+            "fsync=off",
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-k",
+            self._directory,
+            "-p",
+            self._port,
+        ]
+        with (self._directory / "log").open("a") as log:
+            command = [self._binaries / "postgres", "-D", self._data, *options]
+            self._server = subprocess.Popen(command, stderr=log, **self._quiet)
+        ready = [self._binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", self._port]
+        wait_for(lambda: subprocess.run(ready).returncode == 0, 60, "PostgreSQL answers")
+
+    def stop(self) -> None:
+        """End it at once, whoever is connected."""
+        if self._server is not None:
+            self._server.send_signal(signal.SIGQUIT)
+            self._server.wait(60)
+            self._server = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def postgres_server(binaries: Path) -> Iterator[dict[str, str]]:
-    """Yield the environment that deploy/dagster.yaml reads, of a server with an empty database."""
-    # It refuses to run as root; Debian's package makes a user for it.
-    user = "postgres" if os.geteuid() == 0 else None
-    # Not under pytest's directory, which only its owner may enter.
-    directory = Path(tempfile.mkdtemp(prefix="apriel-postgres-", dir="/tmp"))
-    if user:
-        shutil.chown(directory, user)
-    port, data = str(free_port()), directory / "data"
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "user": user, "cwd": directory}
+def postgres_server(binaries: Path) -> Iterator[PostgresServer]:
+    """Yield a server that is gone afterwards."""
+    server = PostgresServer(binaries)
     try:
-        made = [binaries / "initdb", "-D", data, "-U", "dagster", "--auth=trust", "--no-sync", "-E", "UTF8"]
-        subprocess.run([*made, "--locale=C"], check=True, **quiet)
-        options = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-k", directory, "-p", port]
-        with (directory / "log").open("w") as log:
-            server = subprocess.Popen([binaries / "postgres", "-D", data, *options], stderr=log, **quiet)
-        try:
-            here = ["-h", "127.0.0.1", "-p", port]
-            ready = [binaries / "pg_isready", "-q", *here]
-            wait_for(lambda: subprocess.run(ready).returncode == 0, 60, "PostgreSQL answers")
-            subprocess.run([binaries / "createdb", *here, "-U", "dagster", "dagster"], check=True)
-            yield {
-                "POSTGRES_HOST": "127.0.0.1",
-                "POSTGRES_PORT": port,
-                "POSTGRES_DB": "dagster",
-                "POSTGRES_USER": "dagster",
-                "POSTGRES_PASSWORD": "any",
-            }
-        finally:
-            server.terminate()
-            server.wait(30)
+        yield server
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        server.remove()
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,26 @@ def test_a_half_written_state_is_not_seen(tmp_path):
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
 
 
+@pytest.mark.parametrize(
+    "file", ["student.safetensors", "optimizer.safetensors", "training.parquet", "state.json"]
+)
+def test_a_damaged_state_is_left_aside_and_training_starts_over(file, tmp_path, caplog):
+    student, again = make_llama(1), make_llama(1)
+    train(student, make_traces(), CONFIG, teacher=make_llama(0), seed=0, resume_dir=tmp_path)
+    (damaged,) = tmp_path.glob(f"step-*/{file}")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    seen: list[int] = []
+    train(
+        again, make_traces(), CONFIG, teacher=make_llama(0), seed=0, resume_dir=tmp_path,
+        progress=lambda done, total, **_: seen.append(done),
+    )  # fmt: skip
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert "is damaged" in caplog.text
+    assert_same_weights(weights(again), weights(student))
+
+
 @pytest.mark.parametrize("change", [{"steps": 8}, {"learning_rate": 0.5}])
 def test_refuses_to_resume_another_run(tmp_path, change):
     train(make_llama(1), make_traces(), CONFIG, teacher=make_llama(0), seed=0, resume_dir=tmp_path)

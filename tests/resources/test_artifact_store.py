@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,10 +13,11 @@ import pyarrow as pa
 import pytest
 
 from apriel_assets.errors import UserError
-from resources import file_hashes
+from apriel_assets.seals import file_digest
+from resources import atomic, file_hashes
 from resources.artifact_store import ArtifactStore
 from resources.atomic import replaced_file
-from resources.file_hashes import SMALL_BYTES, file_digest
+from resources.file_hashes import SMALL_BYTES
 
 
 @pytest.fixture
@@ -244,6 +246,32 @@ def wait_until(condition, seconds=30):
 def builds(store):
     path = store.home / "builds"
     return path.read_text() if path.exists() else ""
+
+
+def test_drafts_of_killed_builders_of_this_machine_are_swept_by_the_next(store, monkeypatch):
+    final = store.directory("h1/h4", "a1")
+    own = atomic.temporary_name(final)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    other = atomic.temporary_name(final)
+    monkeypatch.undo()
+    for draft in (own, other):
+        draft.mkdir(parents=True)
+        (draft / "weights.bin").write_text("half")
+
+    def build(draft):
+        (draft.path / "weights.bin").write_text("whole")
+
+    store.get_or_create("h1/h4", "a1", {}, build)
+    assert sorted(final.parent.iterdir()) == sorted([final, other])
+
+
+def test_new_directories_are_flushed_into_their_parents(tmp_path, monkeypatch):
+    flushed = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
+    with atomic.created_directory(tmp_path / "artifacts" / "h1" / "h4" / "a1") as temporary:
+        (temporary / "weights.bin").write_text("x")
+    made = [tmp_path, *(tmp_path / path for path in ("artifacts", "artifacts/h1", "artifacts/h1/h4"))]
+    assert {path.stat().st_ino for path in made} <= flushed
 
 
 def test_second_process_waits_for_the_first_and_finds_its_artifact(store, start_builder):

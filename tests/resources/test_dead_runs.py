@@ -141,12 +141,30 @@ def test_a_socket_is_of_this_machine_if_the_records_are_files(instance, tmp_path
 
 
 def test_another_process_with_the_same_number_is_not_it(instance, tmp_path, monkeypatch):
+    without_ticks = {name: tag for name, tag in process_tags(tmp_path).items() if name != "apriel/ticks"}
     runs = [
         launched(instance, os.getpid()),
-        create_run_for_test(instance, status=STARTED, tags=process_tags(tmp_path)),
+        create_run_for_test(instance, status=STARTED, tags=without_ticks),
     ]
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: time.time() + 60)
     assert set(close(instance, tmp_path)) == {run.run_id for run in runs}
+
+
+def test_a_clock_that_is_set_anew_kills_nobody(instance, tmp_path, monkeypatch):
+    """Forward, processes seem to have begun after the runs that they carry out."""
+    launched(instance, os.getpid())
+    create_run_for_test(instance, status=STARTED, tags=process_tags(tmp_path))
+    create_time, boot_time = psutil.Process.create_time, psutil.boot_time
+    for jump_s in (3600, -3600):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda self, own=jump_s: create_time(self) + own)
+        monkeypatch.setattr(psutil, "boot_time", lambda own=jump_s: boot_time() + own)
+        assert close(instance, tmp_path) == []
+
+
+def test_a_process_that_began_at_another_tick_is_another(instance, tmp_path):
+    tags = process_tags(tmp_path) | {"apriel/ticks": "1"}
+    run = create_run_for_test(instance, status=STARTED, tags=tags)
+    assert close(instance, tmp_path) == [run.run_id]
 
 
 def test_a_run_that_has_just_been_launched_has_time_to_start(instance, tmp_path):

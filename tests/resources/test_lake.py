@@ -161,6 +161,42 @@ def test_catalog_of_another_version_is_written_anew(lake):
     assert lake.query("from ranking")[1] == []
 
 
+def test_rows_whose_writer_was_killed_before_the_catalog_followed_are_seen(lake):
+    """The first file of a table is there, its view is still that of an empty one."""
+    first = next(lake.home.glob("lake/evals/r/*.parquet"))
+    elsewhere = lake.home / "lake" / "evals" / "r" / "kept"
+    first.rename(elsewhere)
+    lake.rebuild_catalog()
+    assert lake.query("select count(*) from evals")[1] == [(0,)]
+    elsewhere.rename(first)
+    assert lake.query("select count(*) from evals")[1] == [(3,)]
+    first.unlink()  # and the other way: the last file is gone
+    assert lake.query("select count(*) from evals")[1] == [(0,)]
+
+
+def test_who_may_only_read_sees_the_tables_of_the_last_catalog(lake, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    lake.publish({"training": to_table("training", [])}, recipe="r", asset="h1/h4", version="v")
+    next(lake.home.glob("lake/training/r/*.parquet")).unlink()
+    monkeypatch.setattr(Lake, "rebuild_catalog", refuse)
+    assert lake.query("select count(*) from evals")[1] == [(3,)]
+    (lake.home / "catalog.duckdb").unlink()
+    with pytest.raises(PermissionError):
+        lake.query("select count(*) from evals")
+
+
+@pytest.mark.parametrize("place", [10, -30])
+def test_a_damaged_file_holds_no_artifacts_rows(place, lake):
+    lake.publish({"evals": rows(1)}, recipe="r", asset="evals/h6", version="v", address="abc")
+    (path,) = lake.home.glob("lake/evals/r/evals.h6.parquet")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert not lake.holds(["evals"], "r", "evals/h6", None, "abc")
+
+
 def test_views_and_macros_cannot_be_replaced(lake):
     for sql in ("create or replace macro mcnemar_p(a, b) as 0", "drop view ranking"):
         with pytest.raises(UserError, match="only queries"):

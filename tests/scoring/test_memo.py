@@ -39,8 +39,9 @@ def test_torn_and_foreign_files_are_ignored_with_a_warning(tmp_path, caplog):
     bad = {
         "torn.json": whole[: len(whole) // 2],
         "list.json": "[1, 2]",
-        "later.json": json.dumps({**json.loads(whole), "format": 2}),
+        "later.json": json.dumps({**json.loads(whole), "format": 3}),
         "moved.json": json.dumps({**json.loads(whole), "scope": "another"}),
+        "flipped.json": whole.replace("1.0", "3.0"),
         "text.json": json.dumps({"format": 1, "scope": "scope", "scores": [{"placement": 3, "figures": {}}]}),
     }
     for name, content in bad.items():
@@ -48,6 +49,15 @@ def test_torn_and_foreign_files_are_ignored_with_a_warning(tmp_path, caplog):
     (tmp_path / "scope" / ".draft.json.tmp").write_text("{")
     assert ScoreMemo(tmp_path).load("scope") == {A: {"ois": 1.0}}
     assert all(name in caplog.text for name in bad)
+
+
+def test_scores_from_before_there_were_hashes_are_read(tmp_path):
+    scores = [{"placement": A, "figures": {"ois": 1.0}}]
+    (tmp_path / "scope").mkdir()
+    (tmp_path / "scope" / "old.json").write_text(
+        json.dumps({"format": 1, "scope": "scope", "scores": scores})
+    )
+    assert ScoreMemo(tmp_path).load("scope") == {A: {"ois": 1.0}}
 
 
 def test_nothing_to_add_writes_nothing(tmp_path):
