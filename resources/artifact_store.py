@@ -24,6 +24,7 @@ from resources.file_hashes import ABSENT, file_digest, first_damage, remember, u
 
 PROVENANCE = "provenance.json"
 SEAL = "provenance_sha256"  # of all other keys, as canonical JSON
+LEFT_OUT = "left_out.json"  # in an artifact of a home that was packed: its files that did not come along
 
 
 def digest(content: Any, length: int = 16) -> str:
@@ -46,6 +47,11 @@ class Artifact:
     @property
     def data_version(self) -> str:
         return self.provenance["data_version"]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The files that were left behind when the home was packed (`resources/packed_home.py`)."""
+        return _left_out(self.path)
 
     @property
     def table_names(self) -> list[str]:
@@ -107,8 +113,10 @@ class ArtifactStore:
         return self._damage(asset, address, provenance)
 
     def _damage(self, asset: str, address: str, provenance: Mapping[str, Any]) -> str | None:
-        record = self._verified(asset, address)
-        return first_damage(self.directory(asset, address), provenance["files"], record)
+        record, directory = self._verified(asset, address), self.directory(asset, address)
+        absent = _left_out(directory)
+        present = {name: facts for name, facts in provenance["files"].items() if name not in absent}
+        return first_damage(directory, present, record)
 
     def _verified(self, asset: str, address: str) -> Path:
         return self.home / "verified" / asset / f"{address}.json"
@@ -194,6 +202,13 @@ def _read_provenance(directory: Path) -> dict[str, Any] | None:
         raise unreadable(directory / PROVENANCE, error) from error
     # Artifacts that were written before there were seals are taken as they are.
     return found if SEAL not in found or found[SEAL] == digest(plain, 64) else None
+
+
+def _left_out(directory: Path) -> list[str]:
+    try:
+        return json.loads((directory / LEFT_OUT).read_text())
+    except ABSENT:
+        return []
 
 
 def _file_facts(directory: Path) -> dict[str, dict[str, Any]]:

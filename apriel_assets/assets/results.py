@@ -79,6 +79,7 @@ def result_assets(
         inputs=(*described.values(), *evals),
         kinds=("parquet",),
         recipe=recipe.name,
+        reads_weights=False,
         tables=("leaderboard",),
         revision="2",
         sketch=sketch_leaderboard,
@@ -92,6 +93,7 @@ def result_assets(
         inputs=(*described.values(), *evals, *others, leaderboard),
         kinds=("html",),
         recipe=recipe.name,
+        reads_weights=False,
         revision="2",
     )
     return [leaderboard, report]
