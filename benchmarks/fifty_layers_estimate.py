@@ -4,12 +4,15 @@
 
 Models of many thin layers are bound by the launches of their operations, whose number depends neither on the width nor
 on the device. So operations are counted here, on a CPU, and priced by a run that was timed on an H100: the bundled
-teacher's training (`results/bundled_teacher.json`: 4030 steps in 295 s, its evaluations among them). Mixers are counted
-in plain torch; kernels are fewer launches, so stages with many of them come out too long. What is no launch is added as
-it was measured: `MEASURED`. Writes results/fifty_layers_estimate.json; docs/fifty-layers.md shows it.
+teacher's training (`results/bundled_teacher.json`: 4030 steps in 295 s, its evaluations among them). That is 35 microseconds an
+operation, which the model's own forward took on such a machine, too (docs/gpu-speed.md: 133 ms for a decode step of 50
+layers, by the host). Mamba is counted as mamba-ssm's kernel, GDN and KDA in plain torch, which is more launches than
+theirs. What is no launch is added as it was measured: `MEASURED`. Writes results/fifty_layers_estimate.json; docs/fifty-layers.md shows it.
 """
 
 import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -27,8 +30,12 @@ from apriel_assets.distillation.batches import Traces
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.distillation.supernet import build_supernet, train_supernet
 from apriel_assets.distillation.trainer import train
+from apriel_assets.hybrid.mixers.mamba import mixer as mamba_mixer
+from apriel_assets.hybrid.mixers.mamba.scan import selective_scan_mamba_ssm
 from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.recipe import Recipe, load_recipe
+from apriel_assets.scoring.config import ProbeConfig
+from apriel_assets.scoring.probes import probe_layers
 
 RESULTS = Path(__file__).parent / "results"
 TRACE_TOKENS = 77  # of the longest trace, docs/tasks.md
@@ -68,6 +75,19 @@ def per_step(work: Callable[[int], Any]) -> float:
     return float(operations(lambda: work(2)) - operations(lambda: work(1)))
 
 
+def count_mamba_as_kernel() -> None:
+    """Let Mamba's scan be a few operations that have every operand in them, in the place of mamba-ssm's one."""
+    interface = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+
+    def scan(x: Any, dt: Any, A: Any, B: Any, C: Any, *, return_last_state: bool) -> tuple[Any, Any]:
+        return x * dt + (B * C).sum() * A.sum(), torch.zeros(())
+
+    vars(interface)["selective_scan_fn"] = scan
+    sys.modules |= {name: types.ModuleType(name) for name in ("mamba_ssm", "mamba_ssm.ops")}
+    sys.modules[interface.__name__] = interface
+    vars(mamba_mixer)["choose_scan"] = lambda *_args, **_options: selective_scan_mamba_ssm
+
+
 def teacher_step(num_layers: int) -> int:
     """Return the operations of one training step of a teacher."""
     model = build_model(build_tokenizer(), num_layers=num_layers, hidden_size=32)
@@ -87,7 +107,7 @@ def teacher_step(num_layers: int) -> int:
 
 def counted(num_layers: int, schedule: tuple[int, ...]) -> dict[str, float]:
     """Return the operations of one unit of each stage's work, for a teacher of so many layers."""
-    llama = build_model(build_tokenizer(), num_layers=num_layers, hidden_size=32).eval()
+    llama = build_model(build_tokenizer(), num_layers=num_layers, hidden_size=32).to(torch.bfloat16).eval()
     teacher = HybridForCausalLM.from_teacher(llama, copy=False)
     traces = Traces(
         prompts=(tuple(range(5, 35)),) * 8, completions=(tuple(range(5, 5 + TRACE_TOKENS - 30)),) * 8
@@ -108,6 +128,14 @@ def counted(num_layers: int, schedule: tuple[int, ...]) -> dict[str, float]:
         )
         train_supernet(model, traces, own, validation=traces, seed=0)
 
+    def probe(steps: int) -> None:
+        student = HybridForCausalLM.from_teacher(llama, copy=True)
+        student.convert(range(schedule[0]), "mamba", seed=0)
+        candidate = (schedule[0] + num_layers) // 2
+        probe_layers(
+            student, teacher, [candidate], "mamba", traces, ProbeConfig(batch_size=2), steps=steps, step=""
+        )
+
     with torch.no_grad():
         forward = operations(lambda: teacher(input_ids=torch.randint(80, (2, TRACE_TOKENS)), use_cache=False))
     return {
@@ -115,6 +143,7 @@ def counted(num_layers: int, schedule: tuple[int, ...]) -> dict[str, float]:
         "forward": float(forward),
         "distillation step, first": per_step(partial(distil, schedule[0])),
         "distillation step, last": per_step(partial(distil, schedule[-1])),
+        "probe step": per_step(probe),
         "supernet step": per_step(partial(share, align_steps=0)),
         "alignment step": per_step(lambda steps: share(1, steps)),
     }
@@ -130,8 +159,6 @@ def stages(recipe: Recipe, ops: dict[str, float], s_per_op: float, num_layers: i
     num_budgets = len(search.budgets)
     decode = MEASURED["decode step"]
     step = max(cost["distillation step, first"], cost["distillation step, last"])
-    # Of a probe only the layers from the swapped one on run, half of them on average; the teacher's logits are shared.
-    probe = (step - cost["forward"]) / 2
     candidates = sum(num_layers - before for before in h1.schedule[:-1])
     h1_steps = sum(h1.distill_of(k).steps for k in h1.schedule) + (h1.sft.train.steps if h1.sft else 0)
     generation = search.accuracy.max_new_tokens * decode + 4 * cost["forward"]
@@ -140,7 +167,7 @@ def stages(recipe: Recipe, ops: dict[str, float], s_per_op: float, num_layers: i
     found = {
         "layer scores": num_layers / 2 * cost["forward"],
         "progressive conversion and SFT": h1_steps * step,
-        "probes": candidates * h1.probe_steps * probe,
+        "probes": candidates * h1.probe_steps * cost["probe step"],
         "supernet": supernet.train.steps * cost["supernet step"]
         + supernet.train.align_steps * cost["alignment step"],
         "tuning of kernels": MEASURED["tuning of kernels"],
@@ -160,6 +187,7 @@ def stages(recipe: Recipe, ops: dict[str, float], s_per_op: float, num_layers: i
 def main() -> None:
     """Count, price, and write the estimate."""
     torch.set_num_threads(1)
+    count_mamba_as_kernel()
     timed = json.loads((RESULTS / "bundled_teacher.json").read_text())
     seconds_per_step = timed["arguments"]["seconds"] / timed["steps"]
     s_per_op = seconds_per_step / teacher_step(timed["arguments"]["layers"])

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 # Table: columns that a reader needs; none: all.
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "leaderboard": (),
-    "layer_scores": ("layer", "rank", "value"),
+    "layer_scores": ("layer", "rank", "kl_nats"),
     "probes": ("step", "layer", "rank", "loss_nats"),
     "mixer_costs": (),
     "cost_check": (),
@@ -100,7 +100,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     teacher = next((row["accuracy"] for row in rows if row["kind"] == "teacher"), None)
     published = {
         row["num_replaced"]: row
-        for row in published_rows()
+        for row in _published()
         if row["source"] == "h1" and row["benchmark"] is None and "SFT" not in row["model"]
     }
     lines = [
@@ -134,7 +134,7 @@ def draw(tables: Mapping[str, pa.Table]) -> dict[str, str]:
     """Return the pictures by name, as SVG: those for which there are rows."""
     leaderboard = tables["leaderboard"].to_pylist()
     checkpoints = {row["model"]: row["placement"] for row in tables["checkpoints"].to_pylist()}
-    published = to_table("published", published_rows()).to_pylist()
+    published = _published()
     num_layers = len(next(iter(checkpoints.values()), ()))
     rows = {name: table.to_pylist() for name, table in tables.items()}
     found = {
@@ -147,6 +147,10 @@ def draw(tables: Mapping[str, pa.Table]) -> dict[str, str]:
         **{f"layers-{row['model']}": layer_map(checkpoints[row["model"]]) for row in leaderboard},
     }
     return {name: svg for name, svg in found.items() if svg}
+
+
+def _published() -> list[Row]:
+    return to_table("published", published_rows()).to_pylist()
 
 
 def _tables(home: Path, recipe: str) -> dict[str, pa.Table]:
