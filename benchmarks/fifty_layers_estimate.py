@@ -4,10 +4,11 @@
 
 Models of many thin layers are bound by the launches of their operations, whose number depends neither on the width nor
 on the device. So operations are counted here, on a CPU, and priced by a run that was timed on an H100: the bundled
-teacher's training (`results/bundled_teacher.json`: 4030 steps in 295 s, its evaluations among them). That is 35 microseconds an
-operation, which the model's own forward took on such a machine, too (docs/gpu-speed.md: 133 ms for a decode step of 50
-layers, by the host). Mamba is counted as mamba-ssm's kernel, GDN and KDA in plain torch, which is more launches than
-theirs. What is no launch is added as it was measured: `MEASURED`. Writes results/fifty_layers_estimate.json; docs/fifty-layers.md shows it.
+teacher's training (`results/bundled_teacher.json`: 4030 steps in 295 s, its evaluations among them). That is 35
+microseconds an operation, about what the model's own forward took on such a machine (docs/gpu-speed.md: 133 ms for a
+decode step of 50 layers, by the host). Mamba is counted as mamba-ssm's kernel, GDN and KDA in plain torch, which is
+more launches than theirs. What is no launch is added as it was measured: `MEASURED`. Writes
+results/fifty_layers_estimate.json; docs/fifty-layers.md shows it.
 """
 
 import json

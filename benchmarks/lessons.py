@@ -105,8 +105,7 @@ def stages(given: argparse.Namespace, home: Path) -> list[Stage]:
                 continue
             if (changes := _changes(variant, seed, home, recipe, steps)) is None:
                 continue
-            common = (f"seed={seed}", f"name={name}", "h1.sft=null", "h1.merge=null")
-            overlays = (*given.overlays, *common, *changes)
+            overlays = (*given.overlays, f"seed={seed}", f"name={name}", *changes)
             select = tuple(f"evals/h{k}" for k in steps)
             found.append(Stage(recipe=given.recipe, select=select, overlays=overlays))
     return found
@@ -220,6 +219,8 @@ def main() -> int:
     )
     given = parser.parse_args()
     given.lessons = [lesson for lesson in LESSONS if given.lessons is None or lesson.name in given.lessons]
+    # Of these no lesson speaks, and every asset less is planned faster.
+    given.overlays += ["h1.sft=null", "h1.merge=null", "supernet=null", "search=null", "release={}"]
     clock = Clock(given.minutes)
     home = open_home(given, clock)
     outcome: Outcome = "done"

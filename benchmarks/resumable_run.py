@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from home_results import write_results
 
 from apriel_assets import interrupts
+from apriel_assets.hybrid.mixers.kernels import FLA, MAMBA_SSM, find_library
 from apriel_assets.planning.plan import Plan
 from apriel_assets.recipe import load_recipe
 from apriel_assets.workspace import open_workspace
@@ -149,6 +151,7 @@ def open_home(given: argparse.Namespace, clock: Clock) -> Path:
 
     What a recipe names by a relative path lies in the home, so that the home may be moved.
     """
+    _check_kernels(given.overlays)
     for name in ("home", "carry", "out", "pictures"):
         if (path := getattr(given, name)) is not None:
             setattr(given, name, path.absolute())
@@ -158,6 +161,17 @@ def open_home(given: argparse.Namespace, clock: Clock) -> Path:
     given.home.mkdir(parents=True, exist_ok=True)
     os.chdir(given.home)
     return given.home
+
+
+def _check_kernels(overlays: Sequence[str]) -> None:
+    """Refuse to train on a GPU without kernels: that takes 30 to over 100 times as long (docs/kernels.md)."""
+    if not torch.cuda.is_available() or any("kernel=torch" in overlay for overlay in overlays):
+        return
+    if missing := [own.distribution for own in (FLA, MAMBA_SSM) if find_library(own) is None]:
+        raise SystemExit(
+            f"{' and '.join(missing)} not installed: pip install -e .[gpu], or give --set mixers.mamba.kernel=torch to "
+            "go on without, if there is no hurry"
+        )
 
 
 def finish(given: argparse.Namespace, outcome: Outcome, stages: Sequence[Stage], clock: Clock) -> int:
