@@ -1,6 +1,6 @@
 """What `h100-50-layers` and `h100-smollm2` should take on one H100: operations counted, and what one took there.
 
-    python benchmarks/fifty_layers_estimate.py
+    python benchmarks/fifty_layers_estimate.py [--counted]
 
 Models of many thin layers are bound by the launches of their operations, whose number depends neither on the width nor
 on the device. So operations are counted here, on a CPU, and priced by a run that was timed on an H100: the bundled
@@ -8,7 +8,7 @@ teacher's training (`results/bundled_teacher.json`: 4030 steps in 295 s, its eva
 microseconds an operation, about what the model's own forward took on such a machine (docs/gpu-speed.md: 133 ms for a
 decode step of 50 layers, by the host). Mamba is counted as mamba-ssm's kernel, GDN and KDA in plain torch, which is
 more launches than theirs. What is no launch is added as it was measured: `MEASURED`. Writes
-results/fifty_layers_estimate.json; docs/fifty-layers.md shows it.
+results/fifty_layers_estimate.json; docs/fifty-layers.md shows it. `--counted` takes the operations from there.
 """
 
 import json
@@ -106,15 +106,23 @@ def teacher_step(num_layers: int) -> int:
     return operations(step)
 
 
-def counted(num_layers: int, schedule: tuple[int, ...]) -> dict[str, float]:
-    """Return the operations of one unit of each stage's work, for a teacher of so many layers."""
+def counted(num_layers: int, num_mamba: int) -> dict[str, float]:
+    """Return the operations of one unit of each stage's work, `num_mamba` layers replaced.
+
+    They are linear in the layers, so a tenth and a fifth of them are counted.
+    """
+    few, more = (_counted(num_layers // part, num_mamba // part) for part in (10, 5))
+    return {name: few[name] + 9 * (more[name] - few[name]) for name in few}
+
+
+def _counted(num_layers: int, num_mamba: int) -> dict[str, float]:
     llama = build_model(build_tokenizer(), num_layers=num_layers, hidden_size=32).to(torch.bfloat16).eval()
     teacher = HybridForCausalLM.from_teacher(llama, copy=False)
     traces = Traces(
         prompts=(tuple(range(5, 35)),) * 8, completions=(tuple(range(5, 5 + TRACE_TOKENS - 30)),) * 8
     )
 
-    def distil(num_mamba: int, steps: int) -> None:
+    def distil(steps: int) -> None:
         student = HybridForCausalLM.from_teacher(llama, copy=True)
         student.convert(range(num_mamba), "mamba", seed=0)
         train(
@@ -131,10 +139,9 @@ def counted(num_layers: int, schedule: tuple[int, ...]) -> dict[str, float]:
 
     def probe(steps: int) -> None:
         student = HybridForCausalLM.from_teacher(llama, copy=True)
-        student.convert(range(schedule[0]), "mamba", seed=0)
-        candidate = (schedule[0] + num_layers) // 2
+        candidate = [3 * num_layers // 4]
         probe_layers(
-            student, teacher, [candidate], "mamba", traces, ProbeConfig(batch_size=2), steps=steps, step=""
+            student, teacher, candidate, "mamba", traces, ProbeConfig(batch_size=2), steps=steps, step=""
         )
 
     with torch.no_grad():
@@ -142,8 +149,7 @@ def counted(num_layers: int, schedule: tuple[int, ...]) -> dict[str, float]:
     return {
         "teacher step": float(teacher_step(num_layers)),
         "forward": float(forward),
-        "distillation step, first": per_step(partial(distil, schedule[0])),
-        "distillation step, last": per_step(partial(distil, schedule[-1])),
+        "distillation step": per_step(distil),
         "probe step": per_step(probe),
         "supernet step": per_step(partial(share, align_steps=0)),
         "alignment step": per_step(lambda steps: share(1, steps)),
@@ -159,7 +165,7 @@ def stages(recipe: Recipe, ops: dict[str, float], s_per_op: float, num_layers: i
     num_models = sum(key.startswith("evals/") for key in plans)
     num_budgets = len(search.budgets)
     decode = MEASURED["decode step"]
-    step = max(cost["distillation step, first"], cost["distillation step, last"])
+    step = cost["distillation step"]
     candidates = sum(num_layers - before for before in h1.schedule[:-1])
     h1_steps = sum(h1.distill_of(k).steps for k in h1.schedule) + (h1.sft.train.steps if h1.sft else 0)
     generation = search.accuracy.max_new_tokens * decode + 4 * cost["forward"]
@@ -176,7 +182,7 @@ def stages(recipe: Recipe, ops: dict[str, float], s_per_op: float, num_layers: i
         "search": num_budgets * (search.max_candidates * score + MEASURED["search of a budget, beam"]),
         "finalists": num_budgets * search.finalists * generation,
         "audit": search.audit.placements * (generation + score),
-        "further training": recipe.release.sft.steps * cost["distillation step, first"] if recipe.release.sft else 0.0,
+        "further training": recipe.release.sft.steps * step if recipe.release.sft else 0.0,
         "evals": num_models * len(recipe.evals.tasks) * evals,
         "throughput": num_models * MEASURED["throughput of a model"],
         f"Dagster, {num_builds} assets and partitions": num_builds * MEASURED["asset or partition"],
@@ -192,22 +198,24 @@ def main() -> None:
     timed = json.loads((RESULTS / "bundled_teacher.json").read_text())
     seconds_per_step = timed["arguments"]["seconds"] / timed["steps"]
     s_per_op = seconds_per_step / teacher_step(timed["arguments"]["layers"])
+    out = RESULTS / "fifty_layers_estimate.json"
+    before = json.loads(out.read_text()) if "--counted" in sys.argv[1:] else {}
     content: dict[str, Any] = {"us_per_operation": round(1e6 * s_per_op, 2), "measured": MEASURED}
     for name, num_layers in (("h100-50-layers", 50), ("h100-smollm2", 30)):
         recipe = load_recipe(name)
-        ops = counted(num_layers, recipe.h1.schedule)
+        ops = before[name]["operations"] if before else counted(num_layers, recipe.h1.schedule[-1])
         found = stages(recipe, ops, s_per_op, num_layers)
         if name == "h100-50-layers":
-            # As `h100_50_layers.py` does it: 270 s of training, eight generations of up to 64 tokens by the model's own
+            # As `h100_50_layers.py` does it: 250 s of training, eight generations of up to 64 tokens by the model's own
             # forward, and the surrogate's search, whose candidates are mostly scored already.
-            found["teacher, and how it came out"] = round(270 + 8 * 64 * ops["forward"] * s_per_op, 1)
+            found["teacher, and how it came out"] = round(250 + 8 * 64 * ops["forward"] * s_per_op, 1)
             budgets, own = len(recipe.search.budgets), MEASURED["search of a budget, surrogate"]
             found["search and finalists by surrogate"] = round(
                 budgets * own + found["search"] + found["finalists"], 1
             )
         content[name] = {"operations": ops, "seconds": found, "minutes": round(sum(found.values()) / 60, 1)}
         print(name, json.dumps(content[name], indent=1), flush=True)
-    (RESULTS / "fifty_layers_estimate.json").write_text(json.dumps(content, indent=1) + "\n")
+    out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--hidden-size", type=int, default=160)
-    parser.add_argument("--teacher-seconds", type=float, default=270.0)
+    parser.add_argument("--teacher-seconds", type=float, default=250.0)
     parser.add_argument("--teacher-batch-size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=min(12, (os.cpu_count() or 2) - 1))
     parser.add_argument(
