@@ -1,6 +1,6 @@
 """The 50-layer experiment on one GPU: teacher, progressive conversion, supernet and search, in calls of some minutes.
 
-    python benchmarks/h100_50_layers.py --home H --minutes 9 --carry home.packed \
+    python benchmarks/h100_50_layers.py --home H --minutes 8 --carry home.packed \
         --out benchmarks/results/h100_50_layers.json --pictures docs/images/fifty
 
 until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it is expected to

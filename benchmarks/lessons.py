@@ -1,7 +1,7 @@
 """Do the published lessons hold? Variants of one recipe that differ in what a lesson is about, over several seeds.
 
     python benchmarks/lessons.py --home H --recipe quickstart --minutes 600 --out benchmarks/results/lessons.json
-    python benchmarks/lessons.py --home H --recipe h100-50-layers --minutes 9 --carry lessons.packed --out F.json
+    python benchmarks/lessons.py --home H --recipe h100-50-layers --minutes 8 --carry lessons.packed --out F.json
 
 Each lesson says which of two variants should be better, and at which steps of the schedule. They are compared on the
 same problems, seed by seed (`apriel compare`: paired bootstrap over problems and seeds, sign-flip test), by accuracy:

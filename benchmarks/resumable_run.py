@@ -1,6 +1,6 @@
 """Bring a home forward for some minutes and stop so that the next call goes on, on this machine or another.
 
-    python benchmarks/resumable_run.py --recipe h100-smollm2 --home H --minutes 9 --carry home.packed --out result.json
+    python benchmarks/resumable_run.py --recipe h100-smollm2 --home H --minutes 8 --carry home.packed --out result.json
 
 Finished assets are kept, a training that was cut goes on from its last saved state. `--carry` names one file: where it
 exists and the home does not, the home is made of it, and at the end it is written again (`resources/packed_home.py`:
@@ -139,7 +139,9 @@ def arguments(description: str | None, recipe: str | None = None) -> argparse.Ar
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--recipe", default=recipe, required=recipe is None)
     parser.add_argument("--set", dest="overlays", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--minutes", type=float, default=9.0, help="of this call, packing not included")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="of this call; start and packing come on top"
+    )
     parser.add_argument("--carry", type=Path, help="the home as one file, read and written")
     parser.add_argument("--out", type=Path, help="result file, written when all is done")
     parser.add_argument("--pictures", type=Path, help="directory for pictures, drawn when all is done")
