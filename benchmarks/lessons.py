@@ -155,7 +155,8 @@ def _placement(home: Path, name: str, model: str) -> list[str] | None:
 def write_plain_text(path: Path, recipe: Recipe) -> None:
     """Write as many texts as the recipe has traces: its words in their usual order of two, and no problem in them.
 
-    A word follows another as often as in the traces, and texts are as long, so what is missing is what is reasoned.
+    A word follows another as often as in the traces, and texts are as long, so what is missing is what is reasoned. Their
+    second halves are trained on.
     """
     from apriel_assets.evaluation.tasks.problems import make_problems
 
@@ -168,16 +169,17 @@ def write_plain_text(path: Path, recipe: Recipe) -> None:
     for words in texts:
         for word, after in itertools.pairwise(words):
             following.setdefault(word, []).append(after)
-    rng, written = random.Random(recipe.seed), set()
+    rng = random.Random(recipe.seed)
+    written: dict[str, str] = {}  # rows are told apart by their prompts
     while len(written) < len(texts):
         example = rng.choice(texts)
         words = [example[0]]
         while len(words) < len(example):
             words.append(rng.choice(following.get(words[-1]) or example))
-        written.add(" ".join(words))
-    rows = [text.partition(" ") for text in sorted(written)]
-    lines = (json.dumps({"prompt": first, "trace": f" {rest}", "answer": rest}) for first, _, rest in rows)
-    path.write_text("".join(line + "\n" for line in lines))
+        half = len(words) // 2
+        written[" ".join(words[:half])] = " ".join(words[half:])
+    rows = ({"prompt": first, "trace": f" {rest}", "answer": rest} for first, rest in written.items())
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def verdicts(given: argparse.Namespace, home: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import lessons
 import measure_bundled_teacher
 
 from apriel_assets.evaluation.tasks.problems import make_problems
+from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.recipe import load_recipe
 
 
@@ -49,6 +50,8 @@ def test_plain_text_has_the_words_of_traces_in_pairs_that_occur(tmp_path):
     last = {words[-1] for words in texts}
     written = [f"{row['prompt']}{row['trace']}".split() for row in rows]
     assert len(written) == len(texts)
+    spec = TaskSpec(file=str(tmp_path / "texts.jsonl"), split_by="file")
+    assert len(make_problems(spec, "train", len(texts), seed=0)) == len(texts)  # as the recipe will ask for
     assert {len(words) for words in written} <= {len(words) for words in texts}
     assert all(pair in pairs or pair[0] in last for words in written for pair in itertools.pairwise(words))
     assert not {" ".join(words) for words in written} & {" ".join(words) for words in texts}
