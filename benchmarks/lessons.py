@@ -155,8 +155,8 @@ def _placement(home: Path, name: str, model: str) -> list[str] | None:
 def write_plain_text(path: Path, recipe: Recipe) -> None:
     """Write as many texts as the recipe has traces: its words in their usual order of two, and no problem in them.
 
-    A word follows another as often as in the traces, and texts are as long, so what is missing is what is reasoned. Their
-    second halves are trained on.
+    A word follows another as often as in the traces, and texts are as long, so what is missing is what is reasoned.
+    Their second halves are trained on.
     """
     from apriel_assets.evaluation.tasks.problems import make_problems
 
