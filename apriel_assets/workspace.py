@@ -11,6 +11,7 @@ from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.publishing import tidy_lake
 from apriel_assets.definitions import build_defs, plan_assets, variant_assets, without_unfit_variants
 from apriel_assets.planning.execute import bring_up_to_date
+from apriel_assets.planning.expected import STORED
 from apriel_assets.planning.from_capacity import capacity_estimate
 from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.planning.selection import of_variants, select, until
@@ -108,6 +109,24 @@ class Workspace:
             plan=plan,
             on_plan=planned,
         )
+
+    def needed_artifacts(self, patterns: Sequence[str] | None = None) -> set[Path]:
+        """Return the directories of finished artifacts whose weights something unfinished will read.
+
+        Args:
+            patterns: what will be finished, with what it needs; None: all.
+        """
+        plan = self.plan(self.selection(patterns, None))
+        pending = {row.place for row in plan.rows if row.expected_from != STORED}
+        pending |= {place for place, expected in plan.following.items() if expected.source != STORED}
+        reads = {
+            (key, part)
+            for asset, partition in pending
+            if self.assets[asset].reads_weights
+            for key, parts in self.assets[asset].reads_of(partition).items()
+            for part in parts
+        }
+        return {artifact.path for place, artifact in plan.fresh.items() if place in reads}
 
     def network_note(self, plan: Plan) -> str | None:
         """Return one line about data that the plan's steps will fetch; None: nothing."""

@@ -4,7 +4,9 @@ Leave-one-out (LOO) scores each layer alone: KL without its attention. The remov
 attention out of k layers at once, in LOO order, in reverse order and in random orders. A teacher is worth
 converting if LOO order works for about half the layers and misleads beyond.
 
-    python benchmarks/measure_bundled_teacher.py [--model DIR] [--out FILE.json]
+Every removal is a set of rows of one batch, so that a teacher of 50 layers is measured in a few generations.
+
+    python benchmarks/measure_bundled_teacher.py [--model DIR] [--out FILE.json] [--removed 10 25 40]
 """
 
 import argparse
@@ -54,11 +56,29 @@ def skippable_attention(model: PreTrainedModel) -> Iterator[set[int]]:
             del attention.forward  # uncovers the class's own
 
 
+@contextmanager
+def attention_kept_by_row(model: PreTrainedModel, kept: torch.Tensor) -> Iterator[None]:
+    """Within the block, row i of a batch has the attention of layer l if `kept[i, l]`, `[rows, layers]` bool."""
+
+    def masking(index: int) -> Any:
+        def mask(_module: Any, _inputs: Any, output: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return output[0] * kept[:, index, None, None], *output[1:]
+
+        return mask
+
+    layers = enumerate(model.model.layers)
+    handles = [layer.self_attn.register_forward_hook(masking(index)) for index, layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def draw_test_problems(num_per_task: int, *, split: Split, seed: int) -> list[Problem]:
     return [p for name in task_names() for p in make_problems(TaskSpec(name=name), split, num_per_task, seed)]
 
 
-@torch.no_grad()
 def measure_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -68,20 +88,40 @@ def measure_accuracy(
     batch_size: int = 512,
 ) -> dict[str, float]:
     """Return the share of problems right per task, and `mean` over tasks; greedy, or sampled at T=1."""
-    right: dict[str, list[bool]] = {}
-    ordered = sorted(problems, key=lambda problem: len(problem.prompt))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        inputs = tokenizer([p.prompt for p in batch], padding=True, return_tensors="pt").to(model.device)
-        sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        generated = model.generate(
-            **inputs, max_new_tokens=MAX_NEW_TOKENS, **(sampling if sample else {"do_sample": False})
-        )
+    (accuracy,) = measure_removals(model, tokenizer, problems, [()], sample=sample, batch_size=batch_size)
+    return accuracy
+
+
+@torch.no_grad()
+def measure_removals(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    removals: Sequence[Sequence[int]],
+    *,
+    sample: bool = False,
+    batch_size: int = 512,
+) -> list[dict[str, float]]:
+    """Return the accuracies, as `measure_accuracy` does, without the attention of each set of layers in turn."""
+    kept = torch.ones(len(removals), model.config.num_hidden_layers, dtype=torch.bool)
+    for row, layers in enumerate(removals):
+        kept[row, list(layers)] = False
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    right: list[dict[str, list[bool]]] = [{} for _ in removals]
+    pairs = [(row, problem) for problem in problems for row in range(len(removals))]
+    pairs.sort(key=lambda pair: len(pair[1].prompt))
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        inputs = tokenizer([p.prompt for _, p in batch], padding=True, return_tensors="pt").to(model.device)
+        with attention_kept_by_row(model, kept[[row for row, _ in batch]].to(model.device)):
+            generated = model.generate(
+                **inputs, max_new_tokens=MAX_NEW_TOKENS, **(sampling if sample else {"do_sample": False})
+            )
         texts = tokenizer.batch_decode(generated[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-        for problem, text in zip(batch, texts, strict=True):
-            right.setdefault(problem.task, []).append(verify(problem.task, problem, text))
-    accuracy = {task: sum(verdicts) / len(verdicts) for task, verdicts in right.items()}
-    return accuracy | {"mean": sum(accuracy.values()) / len(accuracy)}
+        for (row, problem), text in zip(batch, texts, strict=True):
+            right[row].setdefault(problem.task, []).append(verify(problem.task, problem, text))
+    accuracies = [{task: sum(found) / len(found) for task, found in own.items()} for own in right]
+    return [own | {"mean": sum(own.values()) / len(own)} for own in accuracies]
 
 
 @torch.no_grad()
@@ -115,35 +155,38 @@ def measure_spread(
     num_per_task: int,
     seed: int,
     random_orders: int = 3,
+    num_removed: Sequence[int] | None = None,
+    batch_size: int = 512,
 ) -> dict[str, Any]:
-    """Return LOO KL and accuracy per layer, and mean accuracy after removing k layers in several orders."""
+    """Return LOO KL and accuracy per layer, and mean accuracy after removing k layers in several orders.
+
+    Args:
+        num_removed: the k of the curves; None: all.
+        batch_size: problems times removals that are generated at once.
+    """
     num_layers = model.config.num_hidden_layers
+    counts = list(num_removed or range(1, num_layers + 1))
     problems = draw_test_problems(num_per_task, split="validation", seed=seed)
     with skippable_attention(model) as skipped:
-
-        def accuracy_without(layers: Sequence[int]) -> dict[str, float]:
-            skipped.update(layers)
-            accuracy = measure_accuracy(model, tokenizer, problems)
-            skipped.clear()
-            return {task: round(value, 4) for task, value in accuracy.items()}
-
         kl = leave_one_out_kl(model, tokenizer, problems, skipped)
-        by_kl = sorted(range(num_layers), key=kl.__getitem__)
-        rng = Random(seed)
-        orders = {"loo": by_kl, "loo_reversed": by_kl[::-1]}
-        orders |= {f"random_{i}": rng.sample(by_kl, num_layers) for i in range(random_orders)}
-        return {
-            "num_problems_per_task": num_per_task,
-            "loo_kl_nats": [round(value, 5) for value in kl],
-            "loo_accuracy": [accuracy_without([layer]) for layer in range(num_layers)],
-            "removal": {
-                name: {
-                    "order": order,
-                    "accuracy": [accuracy_without(order[:k]) for k in range(1, num_layers + 1)],
-                }
-                for name, order in orders.items()
-            },
-        }
+    by_kl = sorted(range(num_layers), key=kl.__getitem__)
+    rng = Random(seed)
+    orders = {"loo": by_kl, "loo_reversed": by_kl[::-1]}
+    orders |= {f"random_{i}": rng.sample(by_kl, num_layers) for i in range(random_orders)}
+    removals = [[layer] for layer in range(num_layers)]
+    removals += [order[:k] for order in orders.values() for k in counts]
+    found = measure_removals(model, tokenizer, problems, removals, batch_size=batch_size)
+    rounded = [{task: round(value, 4) for task, value in accuracy.items()} for accuracy in found]
+    curves = iter(rounded[num_layers:])
+    return {
+        "num_problems_per_task": num_per_task,
+        "loo_kl_nats": [round(value, 5) for value in kl],
+        "loo_accuracy": rounded[:num_layers],
+        "removal": {
+            name: {"order": order, "num_removed": counts, "accuracy": [next(curves) for _ in counts]}
+            for name, order in orders.items()
+        },
+    }
 
 
 def describe_machine(device: str) -> dict[str, str]:
@@ -153,20 +196,28 @@ def describe_machine(device: str) -> dict[str, str]:
 
 
 def measure_teacher(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, num_test: int, num_spread: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    num_test: int,
+    num_spread: int,
+    num_removed: Sequence[int] | None = None,
+    batch_size: int = 512,
 ) -> dict[str, Any]:
     """Return every figure that describes the teacher, with the device and versions they were taken on."""
     model.eval()
     torch.manual_seed(seed)
     problems = draw_test_problems(num_test, split="test", seed=seed)
+    spread = {"num_per_task": num_spread, "num_removed": num_removed}
     return {
         "measured_on": describe_machine(str(model.device)),
         "seed": seed,
         "num_parameters": model.num_parameters(),
         "num_test_problems_per_task": num_test,
-        "greedy_accuracy": measure_accuracy(model, tokenizer, problems),
-        "sampled_accuracy": measure_accuracy(model, tokenizer, problems, sample=True),
-        "spread": measure_spread(model, tokenizer, num_per_task=num_spread, seed=seed)
+        "greedy_accuracy": measure_accuracy(model, tokenizer, problems, batch_size=batch_size),
+        "sampled_accuracy": measure_accuracy(model, tokenizer, problems, sample=True, batch_size=batch_size),
+        "spread": measure_spread(model, tokenizer, seed=seed, batch_size=batch_size, **spread)
         if num_spread
         else None,
     }
@@ -182,11 +233,21 @@ def main() -> None:
     parser.add_argument(
         "--num-spread", type=int, default=40, help="problems per task and removal; 0 skips removal"
     )
+    parser.add_argument(
+        "--removed", type=int, nargs="+", help="layers removed in the curves; all if not given"
+    )
+    parser.add_argument("--measure-batch-size", type=int, default=512, help="rows generated at once")
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model).to(args.device)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     figures = measure_teacher(
-        model, tokenizer, seed=args.seed, num_test=args.num_test, num_spread=args.num_spread
+        model,
+        tokenizer,
+        seed=args.seed,
+        num_test=args.num_test,
+        num_spread=args.num_spread,
+        num_removed=args.removed,
+        batch_size=args.measure_batch_size,
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(figures, indent=1) + "\n")

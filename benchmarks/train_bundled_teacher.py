@@ -8,6 +8,9 @@ whole, so that the complete model stays calibrated.
     python benchmarks/train_bundled_teacher.py --seconds 400 --device cuda
     python benchmarks/train_bundled_teacher.py --seconds 3600 --batch-size 64 --workers 1     # CPU: 2 cores
 
+A deep teacher's step is hundreds of small kernels, and launching them takes longer than they run: with `--graph` a
+batch's forward and backward pass is one CUDA graph per padded length.
+
 The budget is wall-clock and the difficulty follows the loss, so a second run gives a like teacher, not the
 same bytes.
 """
@@ -20,7 +23,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,9 @@ from measure_bundled_teacher import (
     draw_test_problems,
     measure_accuracy,
     measure_teacher,
-    skippable_attention,
 )
+from teacher_step import BatchStep, GraphedStep
 from teacher_traces import TASKS, Curriculum, TraceStream, item_mask
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
@@ -113,6 +114,7 @@ class TeacherTraining:
         self.optimizers = build_optimizers(self.model, muon_lr=args.muon_lr, adamw_lr=args.adamw_lr)
         self.peaks = [o.param_groups[0]["lr"] for o in self.optimizers]
         self.items = item_mask(self.tokenizer.get_vocab()).to(args.device)
+        self.batch_step = (GraphedStep if args.graph else BatchStep)(self.model)
         self.skip_rng = random.Random(args.seed)
         self.curve: list[dict[str, Any]] = []
         self.steps = self.tokens = 0
@@ -127,44 +129,36 @@ class TeacherTraining:
     def run(self) -> None:
         """Train until the budget is spent; evaluate and save `--evaluations` times on the way."""
         started, evaluated = time.monotonic(), 0
-        with skippable_attention(self.model) as skipped:
-            while (fraction := (time.monotonic() - started) / self.args.seconds) < 1:
-                skipped |= draw_skipped(self.skip_rng, self.args.layers, self.steps, fraction, self.args.skip)
-                loss_nats = self._step(fraction)
-                skipped.clear()
-                if fraction * self.args.evaluations >= evaluated + 1:
-                    evaluated += 1
-                    self._evaluate(time.monotonic() - started, loss_nats.item())
-                    self.save()
+        while (fraction := (time.monotonic() - started) / self.args.seconds) < 1:
+            skipped = draw_skipped(self.skip_rng, self.args.layers, self.steps, fraction, self.args.skip)
+            loss_nats = self._step(fraction, skipped)
+            if fraction * self.args.evaluations >= evaluated + 1:
+                evaluated += 1
+                self._evaluate(time.monotonic() - started, loss_nats.item())
+                self.save()
 
-    def _step(self, fraction: float) -> torch.Tensor:
+    def _step(self, fraction: float, skipped: set[int]) -> torch.Tensor:
         ids, mask, task = next(self.batches)
         ids, mask = ids.to(self.args.device, non_blocking=True), mask.to(self.args.device, non_blocking=True)
-        cuda = self.args.device.startswith("cuda")
-        with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
-            logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        losses = self.batch_step(ids, mask, skipped)
         targets, counts = ids[:, 1:], mask[:, 1:]
-        losses = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        losses = losses.view_as(targets) * counts
-        loss_nats = losses.sum() / counts.sum()
-        loss_nats.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         factor = learning_rate_factor(self.steps, fraction)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
             optimizer.step()
-            optimizer.zero_grad()
+        self.batch_step.forget_gradients()
         if self.steps % 5 == 0:
             items = counts & self.items[targets]
-            per_problem = (losses.detach() * items).sum(1) / items.sum(1).clamp(min=1)
+            per_problem = (losses * items).sum(1) / items.sum(1).clamp(min=1)
             self.curriculum.update(per_problem.cpu(), task, ramp=0.02 if fraction > 0.35 else 0.0)
         self.steps += 1
         self.tokens += ids.numel()
-        return loss_nats.detach()
+        return losses.sum() / counts.sum()
 
     def _evaluate(self, seconds: float, loss_nats: float) -> None:
         self.model.eval()
-        problems = draw_test_problems(100, split="validation", seed=0)
+        problems = draw_test_problems(self.args.num_validation, split="validation", seed=0)
         accuracy = measure_accuracy(self.model, self.tokenizer, problems)
         self.model.train()
         row = {"seconds": round(seconds, 1), "steps": self.steps, "tokens": self.tokens}
@@ -180,8 +174,9 @@ class TeacherTraining:
         print(json.dumps(row), flush=True)
 
     def save(self) -> None:
-        """Write the teacher: weights in fp16 to halve the file, a config that loads them as float32."""
-        weights = {name: weight.half().cpu() for name, weight in self.model.state_dict().items()}
+        """Write the teacher: weights in 16 bits to halve the file, a config that loads them as float32."""
+        dtype = getattr(torch, self.args.dtype)
+        weights = {name: weight.to(dtype).cpu() for name, weight in self.model.state_dict().items()}
         with tempfile.TemporaryDirectory(dir=self.args.out.parent) as fresh:
             self.model.save_pretrained(fresh, state_dict=weights)
             self.tokenizer.save_pretrained(fresh)
@@ -207,6 +202,17 @@ def parse_arguments() -> argparse.Namespace:
         "--num-test", type=int, default=500, help="test problems per task in the final figures"
     )
     parser.add_argument("--num-spread", type=int, default=100, help="problems per task and removal")
+    parser.add_argument(
+        "--num-validation", type=int, default=100, help="problems per task at points of the curve"
+    )
+    parser.add_argument(
+        "--removed", type=int, nargs="+", help="layers removed in the curves; all if not given"
+    )
+    parser.add_argument("--measure-batch-size", type=int, default=512, help="rows generated at once")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16"), default="float16", help="of the saved weights"
+    )
+    parser.add_argument("--graph", action="store_true", help="a CUDA graph per padded length; needs a GPU")
     parser.add_argument("--out", type=Path, default=TEACHER_DIR)
     parser.add_argument("--record", type=Path, default=Path("benchmarks/results/bundled_teacher.json"))
     return parser.parse_args()
@@ -229,7 +235,13 @@ def main() -> None:
     args.record.write_text(json.dumps(record, indent=1) + "\n")  # before measuring: a cut run keeps its curve
     shipped = LlamaForCausalLM.from_pretrained(args.out).to(args.device)
     record["measured"] = measure_teacher(
-        shipped, training.tokenizer, seed=args.seed + 1, num_test=args.num_test, num_spread=args.num_spread
+        shipped,
+        training.tokenizer,
+        seed=args.seed + 1,
+        num_test=args.num_test,
+        num_spread=args.num_spread,
+        num_removed=args.removed,
+        batch_size=args.measure_batch_size,
     )
     args.record.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["measured"]), flush=True)

@@ -25,6 +25,7 @@ from resources.file_hashes import ABSENT, first_damage, forget, remember, unread
 PROVENANCE = "provenance.json"
 SEAL = "provenance_sha256"  # of all other keys, as canonical JSON
 FORMAT = 1  # of an artifact's directory; raise it when an older program would misread a newer one
+LEFT_OUT = "left_out.json"  # in an artifact of a home that was packed: its files that did not come along
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,12 @@ class Artifact:
     @property
     def data_version(self) -> str:
         return self.provenance["data_version"]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The files that were left behind when the home was packed (`resources/packed_home.py`)."""
+        kept = expected_files(self.path, self.provenance)
+        return [name for name in self.provenance["files"] if name not in kept]
 
     @property
     def table_names(self) -> list[str]:
@@ -117,8 +124,9 @@ class ArtifactStore:
             forget(directory, files, self._verified(asset, address))
 
     def _damage(self, asset: str, address: str, provenance: Mapping[str, Any]) -> str | None:
-        record = self._verified(asset, address)
-        return first_damage(self.directory(asset, address), provenance["files"], record)
+        directory = self.directory(asset, address)
+        files = expected_files(directory, provenance)
+        return first_damage(directory, files, self._verified(asset, address))
 
     def _verified(self, asset: str, address: str) -> Path:
         return self.home / "verified" / asset / f"{address}.json"
@@ -207,3 +215,13 @@ def _read_provenance(directory: Path) -> dict[str, Any] | None:
             "wrote it, or another home"
         )
     return found if good else None
+
+
+def expected_files(directory: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of the files that an artifact must have: all, or those that came along in a packed home."""
+    try:
+        left_out = set(json.loads((directory / LEFT_OUT).read_text()))
+    except (*ABSENT, ValueError, TypeError):
+        left_out = set()
+    files = provenance["files"]
+    return {name: files[name] for name in files if name not in left_out or (directory / name).exists()}

@@ -16,7 +16,7 @@ from apriel_assets.evaluation.kept_answers import answers_problem
 from apriel_assets.saved_states import PREFIX, state_problem
 from apriel_assets.scoring.memo import score_file_problem
 from apriel_assets.seals import changed_file
-from resources.artifact_store import PROVENANCE, ArtifactStore
+from resources.artifact_store import PROVENANCE, ArtifactStore, expected_files
 from resources.atomic import is_temporary
 from resources.home_format import format_problem
 from resources.sealed_parquet import seal_problem
@@ -155,7 +155,9 @@ def _artifact_damage(home: Path, store: ArtifactStore, directory: Path) -> Damag
     if provenance is None:
         problem = f"{PROVENANCE} is missing or damaged"
     else:
-        problem = _misplaced(provenance, asset, address) or changed_file(directory, provenance["files"])
+        problem = _misplaced(provenance, asset, address) or changed_file(
+            directory, expected_files(directory, provenance)
+        )
     if problem is None:
         return None
     store.distrust(asset, address)

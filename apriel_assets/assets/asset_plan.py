@@ -109,6 +109,7 @@ class AssetPlan:
     description: str = ""
     sketch: Callable[[Artifact], Mapping[str, Any]] | None = None  # small pictures for the UI
     checks: Sequence[Check] = ()
+    reads_weights: bool = True  # False: of its inputs it reads tables and provenance alone
     fresh_by: str | None = None  # cron string: between two of its ticks a materialization is due
 
     def __post_init__(self) -> None:

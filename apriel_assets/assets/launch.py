@@ -9,6 +9,7 @@ import dagster as dg
 from apriel_assets.assets.asset_plan import AssetPlan
 from apriel_assets.assets.build import build_artifact
 from apriel_assets.assets.step_progress import step_progress
+from apriel_assets.errors import UserError
 from resources.artifact_store import Artifact, Draft
 from resources.home import Home
 from resources.launchers.execution import Execution
@@ -28,9 +29,13 @@ def launched_build(
     context: dg.AssetExecutionContext,
     provenance: dict[str, Any],
 ) -> Callable[[Draft], None]:
-    """Return what fills a draft, wherever the recipe wants the step to run; it completes the provenance."""
+    """Return what fills a draft, wherever the recipe wants the step to run; it completes the provenance.
+
+    It raises UserError if the home was packed without weights that the step reads.
+    """
 
     def build(draft: Draft) -> None:
+        _refuse_left_out(plan, inputs)
         progress = step_progress(plan, partition, context)
 
         def inline() -> None:
@@ -49,6 +54,16 @@ def launched_build(
         provenance.update(execution.run(order, how, draft, inline=inline, context=context, progress=progress))
 
     return build
+
+
+def _refuse_left_out(plan: AssetPlan, inputs: Inputs) -> None:
+    for asset, parts in inputs.items():
+        for artifact in parts.values():
+            if plan.reads_weights and artifact.left_out:
+                raise UserError(
+                    f"{plan.key} needs the weights of {asset}, which were left behind when the home was packed; remove "
+                    f"{artifact.path} and run again: it is then built anew"
+                )
 
 
 def _order(

@@ -82,6 +82,7 @@ def result_assets(
         inputs=(*described.values(), *evals),
         kinds=("parquet",),
         recipe=recipe.name,
+        reads_weights=False,
         tables=("leaderboard",),
         revision="2",
         sketch=sketch_leaderboard,
@@ -95,6 +96,7 @@ def result_assets(
         inputs=(*described.values(), *evals, *others, leaderboard),
         kinds=("html",),
         recipe=recipe.name,
+        reads_weights=False,
         revision="2",
     )
     return [leaderboard, report]

@@ -8,9 +8,12 @@ be left unfinished: a truncated completion is wrong even when the answer could b
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
 
-from apriel_assets.evaluation.tasks.specs import AnswerMatch
 from apriel_assets.evaluation.tasks.vocabulary import FILLERS, PUNCTUATION
+
+if TYPE_CHECKING:  # which knows the tasks, and they this module
+    from apriel_assets.evaluation.tasks.specs import AnswerMatch
 
 _WORD = re.compile(r"\d+|[^\W\d_]+|[^\w\s]|_")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -51,7 +54,7 @@ def _items(sentence: Sequence[str]) -> tuple[str, ...] | None:
     return items if all(word.isdigit() or (len(word) == 1 and word.isalpha()) for word in items) else None
 
 
-def extract_answer(text: str, match: AnswerMatch, pattern: str | None = None) -> str | None:
+def extract_answer(text: str, match: "AnswerMatch", pattern: str | None = None) -> str | None:
     """Return the answer in free text, normalised for comparison; None where there is none.
 
     exact: the whole text, white space collapsed. last_number: the last number, without thousands separators.

@@ -10,7 +10,7 @@ from random import Random
 
 from apriel_assets.errors import UserError
 from apriel_assets.evaluation.tasks import registry
-from apriel_assets.evaluation.tasks.answers import extract_answer, states_answer
+from apriel_assets.evaluation.tasks.answers import extract_answer
 from apriel_assets.evaluation.tasks.procedural import Range
 from apriel_assets.evaluation.tasks.rows import read_rows
 from apriel_assets.evaluation.tasks.specs import SPLITS, Split, TaskSpec
@@ -79,11 +79,10 @@ def draw_problem(name: str, knobs: Mapping[str, Range], split: Split, rng: Rando
     digest = content_digest(name, task.identity(content))
     if split_of(digest) != split:
         return None
-    trace = " " + task.trace(content, rng)
-    answer = task.answer(content)
-    return Problem(
-        task=name, problem_id=f"{name}-{digest}", prompt=task.prompt(content), trace=trace, answer=answer
-    )
+    prompt, trace, answer = task.prompt(content), task.trace(content, rng), task.answer(content)
+    if not prompt[-1].isspace():
+        trace = " " + trace
+    return Problem(task=name, problem_id=f"{name}-{digest}", prompt=prompt, trace=trace, answer=answer)
 
 
 def verify(task: str | TaskSpec, problem: Problem, completion: str) -> bool:
@@ -97,9 +96,7 @@ def verify(task: str | TaskSpec, problem: Problem, completion: str) -> bool:
     spec = TaskSpec(name=task) if isinstance(task, str) else task
     if spec.name is None:
         return extract_answer(completion, spec.answer_match, spec.answer_pattern) == problem.answer
-    procedural = registry.find_task(spec.name)
-    accepted = procedural.accepted(problem.answer)
-    return states_answer(completion, accepted, scratchpad=procedural.scratchpad)
+    return registry.find_task(spec.name).verifies(problem.answer, completion)
 
 
 def _choose_rows(spec: TaskSpec, split: Split, num: int, rng: Random) -> list[Problem]:

@@ -7,6 +7,7 @@ from random import Random
 from typing import ClassVar, Generic, TypeVar
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.tasks.answers import states_answer
 
 Content = TypeVar("Content")
 Range = tuple[int, int]  # low and high, both included
@@ -72,6 +73,10 @@ class ProceduralTask(ABC, Generic[Content]):
     def accepted(self, answer: str) -> list[tuple[str, ...]]:
         """Return the item sequences that state `answer`."""
         return [tuple(answer.split())]
+
+    def verifies(self, answer: str, completion: str) -> bool:
+        """Return whether a completion gives `answer`: however phrased, but wholly and without contradiction."""
+        return states_answer(completion, self.accepted(answer), scratchpad=self.scratchpad)
 
     def resolve_knobs(self, given: Mapping[str, int | Sequence[int]]) -> dict[str, Range]:
         """Return a range for every knob: the given one, checked, else the default."""

@@ -1,0 +1,100 @@
+"""The parts of the 50-layer experiment's scripts that results rest on."""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import h100_50_layers
+import home_results
+import lessons
+import measure_bundled_teacher
+
+from apriel_assets.evaluation.tasks.problems import make_problems
+from apriel_assets.evaluation.tasks.specs import TaskSpec
+from apriel_assets.recipe import load_recipe
+
+
+def test_removal_by_row_equals_leaving_the_layers_out(tiny_teacher):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher).eval()
+    sets = [set(), {0}, {1, 3}, {0, 1, 2, 3}]
+    kept = torch.tensor([[layer not in gone for layer in range(4)] for gone in sets])
+    ids = torch.arange(5, 25).view(1, 20)
+    with torch.no_grad():
+        with measure_bundled_teacher.attention_kept_by_row(model, kept):
+            together = model(input_ids=ids.expand(4, -1), use_cache=False).logits
+        for gone, row in zip(sets, together, strict=True):
+            with measure_bundled_teacher.skippable_attention(model) as skipped:
+                skipped |= gone
+                alone = model(input_ids=ids, use_cache=False).logits[0]
+            torch.testing.assert_close(row, alone, rtol=1e-5, atol=1e-5)  # fp32
+        whole = model(input_ids=ids, use_cache=False).logits[0]  # nothing is left behind
+    torch.testing.assert_close(together[0], whole, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together[1], whole, atol=1e-3)
+
+
+def test_plain_text_has_the_words_of_traces_in_pairs_that_occur(tmp_path):
+    recipe = load_recipe("quickstart", ["tasks.num_traces=50"])
+    lessons.write_plain_text(tmp_path / "texts.jsonl", recipe)
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    problems = [own for task in recipe.tasks.train for own in make_problems(task, "train", 10, recipe.seed)]
+    texts = [f"{own.prompt}{own.trace}".split() for own in problems]
+    pairs = {pair for words in texts for pair in itertools.pairwise(words)}
+    last = {words[-1] for words in texts}
+    written = [f"{row['prompt']}{row['trace']}".split() for row in rows]
+    assert len(written) == len(texts)
+    spec = TaskSpec(file=str(tmp_path / "texts.jsonl"), split_by="file")
+    assert len(make_problems(spec, "train", len(texts), seed=0)) == len(texts)  # as the recipe will ask for
+    assert {len(words) for words in written} <= {len(words) for words in texts}
+    assert all(pair in pairs or pair[0] in last for words in written for pair in itertools.pairwise(words))
+    assert not {" ".join(words) for words in written} & {" ".join(words) for words in texts}
+
+
+@pytest.mark.parametrize(
+    ("at", "schedule", "steps"),
+    [
+        ("first", [25, 27, 30, 34, 37, 40], (25,)),
+        ("middle", [25, 27, 30, 34, 37, 40], (30,)),
+        ("later", [25, 27, 30, 34, 37, 40], (30, 34, 37, 40)),
+        ("later", [6], (6,)),
+    ],
+)
+def test_where_a_lesson_is_looked_at(at, schedule, steps):
+    lesson = lessons.Lesson(name="", claim="", better="base", worse="base", at=at)
+    assert lessons.steps_of(lesson, schedule) == steps
+
+
+def test_every_lesson_compares_known_variants_that_make_valid_recipes():
+    for lesson in lessons.LESSONS:
+        for variant in (lesson.better, lesson.worse):
+            for recipe in ("quickstart", "h100-50-layers"):
+                load_recipe(recipe, lessons.VARIANTS[variant])
+
+
+def test_the_small_run_is_the_same_recipe_with_other_sizes():
+    small = load_recipe("h100-50-layers", h100_50_layers.SMALL_OVERLAYS)
+    whole = load_recipe("h100-50-layers")
+    assert small.supernet.mixers == whole.supernet.mixers
+    assert small.h1.merge == whole.h1.merge
+    assert len(whole.search.budgets) >= 4
+
+
+def test_the_progression_stands_beside_the_published_one():
+    row = {"accuracy_low": 0.7, "accuracy_high": 0.8, "decode_speedup": 2.0}
+    content = {
+        "leaderboard": [
+            {**row, "model": "teacher", "kind": "teacher", "num_replaced": 0, "accuracy": 1.0},
+            {**row, "model": "h30", "kind": "progressive", "num_replaced": 30, "accuracy": 0.75},
+            {**row, "model": "sft", "kind": "sft", "num_replaced": 30, "accuracy": None},
+        ]
+    }
+    lines = home_results.markdown(content).splitlines()
+    assert lines[3] == "| h30 | 30 | 0.750 [0.700, 0.800] | 0.750 | 2.00x | 0.925 | 2.10x |"
+    assert lines[4] == "| sft | 30 |  |  | 2.00x |  |  |"
