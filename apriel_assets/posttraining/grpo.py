@@ -178,11 +178,9 @@ class _Run:
         check_finite(total, "log-probability of what was sampled", step, self.model, self.config)
         advantages, informative = group_advantages(rollouts.rewards, self.config.scale)
         rate = set_learning_rates(self.optimizers, self.peak_rates, step, self.config)
-        learned = (
-            self._learn(rollouts, advantages, informative, step)
-            if informative.any()
-            else dict.fromkeys(_LEARNED)
-        )
+        learned: dict[str, float | None] = dict.fromkeys(_LEARNED)
+        if informative.any():
+            learned = self._learn(rollouts, advantages, informative, step)
         lengths = [len(completion) for completion in rollouts.traces.completions]
         return {
             "model": self.model_name,
