@@ -25,7 +25,7 @@ _NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 class _Loader(yaml.SafeLoader):
     """Reads dates as text: no recipe has a date, and many a name looks like one."""
 
-    def construct_yaml_int(self, node: yaml.Node) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value = super().construct_yaml_int(node)
         if not -(2**63) <= value < 2**63:  # what tables and generators take
             raise ValueError(f"a whole number of {len(node.value)} digits{_place(node)}")
