@@ -71,7 +71,8 @@ def lose_power(
         elif own["event"] == "sync":
             pending = [rename for rename in pending if rename["folder"] != own["inode"]]
     # A directory keeps its order: if one rename is lost, so are all later ones in it.
-    undone, lost_folders = 0, {own["folder"] for own in pending if lot.random() < 0.5}
+    folders = sorted({own["folder"] for own in pending})
+    undone, lost_folders = 0, {folder for folder in folders if lot.random() < 0.5}
     for own in reversed(pending):
         if own["folder"] in lost_folders:
             undone += _undone(Path(own["source"]), Path(own["target"]), own["kept"])
