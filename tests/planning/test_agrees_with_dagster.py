@@ -18,7 +18,7 @@ ALL_EDITS = {name: overlays for name, (overlays, *_) in {**EDITS, **H2_EDITS}.it
 # GraphQL takes seconds for one home, so edits of different sections are looked at together. Each is in one group.
 GROUPS = (
     ("nothing",),
-    ("last step's distillation", "merge weight", "a further task", "beam width", "release"),
+    ("last step's distillation", "merge weight", "a further task", "beam width", "release", "guard"),
     ("append a step", "fine-tuning", "a further budget", "costs", "supernet training"),
     ("middle step's distillation", "a task instead of another", "a budget less", "estimator", "audit"),
     ("first step's distillation", "store", "finalists", "search limits", "a mixer more", "a name"),

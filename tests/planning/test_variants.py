@@ -169,14 +169,6 @@ def test_its_rows_stay_with_the_recipe_and_go_with_the_variant(made, recipe, tin
     assert not Lake(home).read("ablations", "tiny", variants=True).num_rows
 
 
-def test_the_page_shows_it_beside_the_recipe(made, apriel, recipe):
-    code, _out, _ = apriel("report", "--recipe", recipe, "--home", made[0])
-    assert code == 0
-    page = (made[0] / "report.html").read_text()
-    assert "Ablations" in page
-    assert "forward_kl/h1" in page
-
-
 def test_a_command_runs_it_by_name_and_refuses_another(recipe, made, apriel):
     code, out, _ = apriel("plan", "--recipe", recipe, "--home", made[0], "--variants", "--json")
     assert code == 0
