@@ -10,7 +10,7 @@ from apriel_assets.recipe_sections import nearest_key
 
 # What says how and for whom a recipe is run: a variant is another result, not another way to the same one.
 NOT_OVERLAID = ("name", "owners", "automation", "execution", "capacity", "variants")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def overlaid(content: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,9 @@ def plain_overlay(name: str, overlay: Mapping[str, Any], sections: Mapping[str, 
         UserError: a name that no asset can have, an empty overlay, a section that is not there or not to be changed.
     """
     if not _NAME.fullmatch(name):
-        raise UserError(f"variants.{name} is no name: give lower-case letters, digits and _, a letter first")
+        raise UserError(
+            f"variants.{name[:80]} is no name: give up to 64 lower-case letters, digits and _, a letter first"
+        )
     if not overlay:
         raise UserError(
             f"variants.{name} changes nothing; give it the keys that are otherwise, or leave it out"

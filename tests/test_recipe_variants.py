@@ -57,6 +57,7 @@ BAD = {
     "what the recipe has already": ({"x": {"h1": {"init": "mapped"}}}, "variants.x changes nothing"),
     "nothing": ({"x": {}}, "variants.x changes nothing"),
     "an upper-case name": ({"X": {"seed": 1}}, "variants.X is no name"),
+    "a name too long for a file": ({"x" * 65: {"seed": 1}}, "variants.xxx"),
     "a name with a slash": ({"a/b": {"seed": 1}}, "variants.a/b is no name"),
     "no overlay": ({"x": 3}, "variants.x"),
 }  # fmt: skip

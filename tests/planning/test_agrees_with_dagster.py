@@ -20,7 +20,14 @@ GROUPS = (
     ("nothing",),
     ("last step's distillation", "merge weight", "a further task", "beam width", "release", "guard"),
     ("append a step", "fine-tuning", "a further budget", "costs", "supernet training"),
-    ("middle step's distillation", "a task instead of another", "a budget less", "estimator", "audit"),
+    (
+        "middle step's distillation",
+        "a task instead of another",
+        "a budget less",
+        "estimator",
+        "audit",
+        "reinforcement learning",
+    ),
     ("first step's distillation", "store", "finalists", "search limits", "a mixer more", "a name"),
     ("options of one mixer",),
 )

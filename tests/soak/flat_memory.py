@@ -118,7 +118,10 @@ def asked(served: Any, requests: int, samples: int) -> list[Sample]:
     processes = [main, *main.children(recursive=True)]
     found, every = [], max(1, requests // samples)
     for number in range(1, requests + 1):
-        request: dict[str, Any] = {"model": ("safe", "turbo")[number % 2], "prompt": f"a = {number % 10}"}
+        request: dict[str, Any] = {
+            "model": ("tiny-safe", "tiny-turbo")[number % 2],
+            "prompt": f"a = {number % 10}",
+        }
         request |= {"max_tokens": 4, "stream": number % 3 == 0}
         if number % 10 == 0:
             request["max_tokens"] = "many"  # refused

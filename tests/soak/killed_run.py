@@ -42,8 +42,9 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a life, also of one that was killed."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Return the events of a life, also of one that was killed, or that is writing just now."""
+    *whole, _rest = path.read_text().split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in whole]
 
 
 def live(arguments: list[str], journal: Path, output: Path, *, records_syncs: bool) -> None:

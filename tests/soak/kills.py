@@ -251,8 +251,8 @@ def _count_repeated(driver: Driver, lives: list[Life], undisturbed: list[Life], 
 
 
 def _trains(asset: str) -> bool:
-    return (
-        asset == "supernet" or asset.endswith("/sft") or (asset.startswith("h1/h") and asset.count("/") == 1)
+    return asset in ("supernet", "h1/sft", "release/sft") or (
+        asset.startswith("h1/h") and asset.count("/") == 1
     )
 
 

@@ -23,7 +23,8 @@ def soak_recipe(teacher: Path, *, steps: int = 12, save_every: int = 3) -> dict[
     recipe["search"] |= {"budgets": [0.6, 0.4], "allocations": {}, "max_candidates": 9}
     recipe["evals"] |= {"tasks": ["recall"]}
     recipe["evals"]["throughput"]["contexts"] = [16]
-    recipe["release"] = {"names": {0.6: "turbo"}, "sft": {**recipe["release"]["sft"], **longer}}
+    recipe["release"]["names"] = {0.6: "turbo"}
+    recipe["release"]["sft"] |= longer
     return recipe
 
 

@@ -5,7 +5,7 @@ import pytest
 from tests.soak.flat_memory import Sample, growth, scoring, training
 
 
-@pytest.mark.parametrize(("part", "count"), [(training, 40), (scoring, 60)])
+@pytest.mark.parametrize(("part", "count"), [(training, 18), (scoring, 24)])
 def test_no_tensor_and_no_file_stays_behind(part, count, tmp_path):
     own = growth(part(count, tmp_path, samples=6))
     assert own["tensors"] <= 0
