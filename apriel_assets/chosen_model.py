@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from apriel_assets.errors import UserError
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS, Placement, check_placement
 from apriel_assets.paths import expanded
+from apriel_assets.tables.held_back import not_held_back
 from resources.lake import Lake
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def find_model(name: str | None, home: Path) -> Found:
     """Return where a model is.
 
     Args:
-        name: a directory, or a model of the home's tables; None: what the home releases, or its matryoshka.
+        name: a directory, or a model of the home's tables; None: what the home releases and no guard holds back, or its
+            matryoshka.
         home: searched for the name.
 
     Raises:
@@ -86,7 +88,11 @@ def find_model(name: str | None, home: Path) -> Found:
         )
         .to_pylist()
     )
-    row = _released_row(rows, home) if name is None else _named_row(rows, name, home)
+    if name is None:
+        guarded = Lake(home).arrow("SELECT * FROM before_after").to_pylist()
+        row = _released_row(not_held_back(rows, guarded), home)
+    else:
+        row = _named_row(rows, name, home)
     directory = None if row["path"] is None else home / row["path"]
     if directory is not None and not directory.resolve().is_relative_to(home.resolve()):
         raise UserError(

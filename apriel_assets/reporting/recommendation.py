@@ -10,6 +10,7 @@ from apriel_assets.reporting.layer_maps import counts_text
 from apriel_assets.reporting.search_sections import ranking_estimators
 from apriel_assets.reporting.sections import ABSENT, Section, Table, interval, shown
 from apriel_assets.reporting.summary import Row, Tables, leaderboard_table, table_rows
+from apriel_assets.tables.held_back import not_held_back
 
 _KEPT = (0.99, 0.95, 0.9, 0.8)  # shares of the teacher's accuracy that people ask for
 _TEACHER = "teacher"
@@ -78,7 +79,7 @@ def shipped_model(choice: Row, tables: Tables, leaderboard: Mapping[str, Row]) -
     """Return the model that a budget's choice ends up as: the one released with its placement, else itself."""
     released = [
         row
-        for row in table_rows(tables, "checkpoints")
+        for row in not_held_back(table_rows(tables, "checkpoints"), table_rows(tables, "before_after"))
         if row["kind"] == "release" and row["placement"] == choice["placement"]
     ]
     # A release that was trained on is released again.

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from apriel_assets.assets.posttraining_checks import REWARD_RISES_CHECK, RL_FINITE_CHECK, SAFE_CHECK
+from apriel_assets.chosen_model import find_model
 from apriel_assets.definitions import plan_assets
 from apriel_assets.errors import UserError
 from apriel_assets.exporting import exported_by_home
@@ -68,6 +69,9 @@ def test_a_safe_default_that_got_worse_is_not_shipped(world, tiny_recipe_file, t
     assert (safe["before"], safe["after"], safe["changed"]) == (1.0, 0.0, "worse")
     assert rows["safe", "all tasks"]["changed"] == "worse"
     assert left["release/export"] == "safe_is_no_worse of release/guard/sft failed"
+    # Nor by hand, unless it is named.
+    assert find_model(None, home).kind == "matryoshka"
+    assert find_model("safe", home).kind == "release"
     assert left["evals/safe"] is None  # it can be measured how bad it is
 
 
