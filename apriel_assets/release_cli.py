@@ -127,7 +127,12 @@ def serve(
         typer.Option("--context", help="Most tokens of prompt and answer; None: the model's positions."),
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Of each engine.")] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="cpu, cuda, cuda:1, of our own engines; None: cpu, or where vLLM runs."
+        ),
+    ] = None,
     engine: Annotated[
         str, typer.Option("--engine", help="own, vllm, or auto: vLLM where it is installed and can.")
     ] = "auto",

@@ -76,7 +76,7 @@ def _rebuilt(home: Path, found: "Verification") -> list[list[str | None]] | None
 
     try:
         with open_workspace(str(home / "recipe.yaml"), home) as workspace:
-            rows = workspace.plan().rows
+            rows = workspace.plan(set(workspace.assets)).rows  # the variants' too
     except UserError:
         return None
     # The plan's reason names the artifact's directory.

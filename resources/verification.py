@@ -27,8 +27,12 @@ NOT_COVERED = (
     "verified/*/*/*.json", "dagster/**/*", "dagster/*", "dagster/*/*", "dagster/*/*/*", "work/.locks/*",
 )  # fmt: skip
 
-REBUILT = "`apriel run` builds it again if the recipe still has it; else delete the directory"
-REPUBLISHED = "delete the file, then `apriel run`: the artifact has its rows"
+REBUILT = (
+    "`apriel run` (a variant's: with --variants) builds it again if the recipe still has it; else delete it"
+)
+REPUBLISHED = (
+    "delete the file, then `apriel run` (for a variant's with --variants): the artifact has its rows"
+)
 STARTED_OVER = "nothing: the training starts over from the state before it, or from the beginning"
 SCORED_AGAIN = "delete the file: what it held is computed again"
 RECORDED_AGAIN = (

@@ -45,7 +45,7 @@ class ServeSettings:
     num_slots: int = 16  # requests that an engine decodes together
     context_tokens: int | None = None  # most tokens of prompt and answer; None: the model's positions
     num_threads: int | None = None  # of each engine; None: the cores, shared among the engines
-    device: str = "cpu"
+    device: str | None = None  # of our runner; None: the CPU
     engine: Literal["auto", "own", "vllm"] = (
         "auto"  # auto: vLLM where it is installed and can serve the release
     )
@@ -81,7 +81,7 @@ async def _serve(
     on_ready: Callable[[str], None],
 ) -> None:
     text = _text(release, settings.context_tokens)
-    runtime = choose_runtime(release, settings.engine)
+    runtime = choose_runtime(release, settings.engine, settings.device)
     threads = settings.num_threads or max(1, (os.cpu_count() or 1) // len(release.placements))
     engines = [
         SupervisedEngine(
@@ -91,7 +91,7 @@ async def _serve(
                 num_slots=settings.num_slots,
                 capacity=text.context_tokens,
                 num_threads=threads,
-                device=settings.device,
+                device=settings.device or "cpu",
                 runtime=runtime,
             ),
         )
@@ -158,13 +158,19 @@ def _chosen(release: Release, placements: Sequence[str]) -> Release:
     return replace(release, placements=kept, default=default)
 
 
-def choose_runtime(release: Release, asked: Literal["auto", "own", "vllm"]) -> Literal["own", "vllm"]:
-    """Return what the engines run: our own runner, or vLLM.
+def choose_runtime(
+    release: Release, asked: Literal["auto", "own", "vllm"], device: str | None = None
+) -> Literal["own", "vllm"]:
+    """Return what the engines run: our own runner, or vLLM, which serves on the device that it was built for.
 
     Raises:
-        UserError: vLLM was asked for and is not installed, or cannot serve a placement.
+        UserError: vLLM was asked for and is not installed, cannot serve a placement, or a device was asked for, too.
     """
-    if asked == "own" or (asked == "auto" and find_spec("vllm") is None):
+    if asked == "vllm" and device is not None:
+        raise UserError(
+            f"--device {device}: vllm serves on the device that it was built for; leave it out, or give --engine own"
+        )
+    if asked == "own" or (asked == "auto" and (device is not None or find_spec("vllm") is None)):
         return "own"
     if find_spec("vllm") is None:
         raise UserError(

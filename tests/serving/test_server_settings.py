@@ -113,6 +113,9 @@ def test_engines_run_vllm_where_it_is_installed_and_can(release, monkeypatch):
         "own",
         "vllm",
     ]
+    assert server.choose_runtime(found, "auto", "cuda:1") == "own"  # vLLM would take another
+    with pytest.raises(UserError, match="--device cuda:1: vllm serves on the device that it was built for"):
+        server.choose_runtime(found, "vllm", "cuda:1")
     monkeypatch.setattr(servable, "BACKBONES", ("qwen3",))
     assert server.choose_runtime(found, "auto") == "own"
     with pytest.raises(UserError, match="this backbone is llama"):
