@@ -3,8 +3,12 @@
     python benchmarks/h100_50_layers.py --home H --minutes 8 --carry home.packed \
         --out benchmarks/results/h100_50_layers.json --pictures docs/images/fifty
 
-until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it is expected to
-take: docs/fifty-layers.md. `--carry` lets the calls be on different machines.
+until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it takes:
+docs/fifty-layers.md. `--carry` lets the calls be on different machines.
+
+On two GPUs the procedures go side by side, each in a home of its own: `--part start` in one, a copy of it for `--part
+h1` and `--part h2`, and at the end `--join` the second into the first. What is timed waits for that, so that nothing
+runs beside it.
 
 The teacher is trained into the home first (`train_bundled_teacher.py`), with how it came out in `teacher.json`. Budgets
 are set by the costs that were measured: so many layers keep full attention (`--full-layers`) and the rest has the
@@ -26,8 +30,11 @@ from resumable_run import Clock, Outcome, Stage, arguments, bring_forward, finis
 
 from apriel_assets.recipe import load_recipe
 from apriel_assets.workspace import open_workspace
+from resources.joined_home import join_home
 
 TEACHER = "teacher-50-layers"  # as in the recipe
+# What both procedures read, and what is timed before they share a machine.
+_SHARED = ("completions", "layer_scores", "cost_model", "roofline")
 # Of the teacher's seconds: what start, points of the curve and removals take beyond them.
 MEASURING_SHARE = 0.5
 # The same experiment in some minutes on a CPU, to see that it goes through: nothing in it means anything.
@@ -44,6 +51,7 @@ SMALL = {
 _SMALL_TRAINING = "{steps: 4, batch_size: 8, loss: %s, optimizer: muon, save_every: 2}"
 SMALL_OVERLAYS = (
     "name=h100-small",
+    "teacher.dtype=float32",  # which a CPU is made for
     # What a teacher of seconds gets right now and then: a store without a right answer cannot be searched by.
     "tasks.heldout=[{name: arithmetic, knobs: {steps: [1, 2]}}]",
     "tasks.num_traces=100",
@@ -115,6 +123,7 @@ def stages(given: argparse.Namespace) -> list[Stage]:
 
     What is said of budgets waits for the costs, so the list grows once they are measured.
     """
+    timed = given.part == "all"  # not if another part runs beside it
     overlays = (f"seed={given.seed}", *given.overlays)
     h1 = load_recipe(given.recipe, overlays).h1
     assert h1 is not None
@@ -122,8 +131,16 @@ def stages(given: argparse.Namespace) -> list[Stage]:
     first = [k for k in h1.schedule if k <= h1.sft.step]
     early = ("teacher", *(f"h{k}" for k in first), "sft", "merge")
     late = [f"h{k}" for k in h1.schedule if k not in first]
-    evals = [_both(early), *([_both(late)] if late else []), ("cost_model",)]
-    found = [Stage(recipe=given.recipe, select=select, overlays=overlays) for select in evals]
+    progressive = [_evals(early, timed=timed), *([_evals(late, timed=timed)] if late else [])]
+    parts = {
+        "start": [_SHARED],
+        "h1": [_SHARED, *progressive],
+        "h2": [_SHARED],
+        "all": [*progressive, ("cost_model",)],
+    }
+    found = [Stage(recipe=given.recipe, select=select, overlays=overlays) for select in parts[given.part]]
+    if given.part in ("start", "h1"):
+        return found
     budgets = _budget_overlays(given, found[-1])
     if budgets is None:
         return found
@@ -134,17 +151,19 @@ def stages(given: argparse.Namespace) -> list[Stage]:
         f"name={load_recipe(given.recipe, overlays).name}-surrogate",
     )
     # What reads the supernet, the largest artifact, comes before the matryoshka that replaces it.
-    searched = ("finalists", "audit", "cost_check", "evals/b*", "throughput/b*")
+    searched = ("finalists", "audit", "cost_check", *_evals(["b*"], timed=timed))
+    shipped = () if timed else _evals(["safe", "turbo*"], timed=timed)
     return [
         *found[:-1],
         Stage(recipe=given.recipe, select=searched, overlays=overlays),
         Stage(recipe=given.recipe, select=("finalists",), overlays=other),
-        Stage(recipe=given.recipe, overlays=overlays),
+        Stage(recipe=given.recipe, select=shipped, overlays=overlays),
     ]
 
 
-def _both(models: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{kind}/{model}" for model in models for kind in ("evals", "throughput"))
+def _evals(models: Sequence[str], *, timed: bool) -> tuple[str, ...]:
+    kinds = ("evals", "throughput") if timed else ("evals",)
+    return tuple(f"{kind}/{model}" for model in models for kind in kinds)
 
 
 def _budget_overlays(given: argparse.Namespace, costs: Stage) -> list[str] | None:
@@ -183,6 +202,8 @@ def parse() -> argparse.Namespace:
         default=[25, 15, 10, 5],
         help="layers of full attention by budget",
     )
+    parser.add_argument("--part", choices=("start", "h1", "h2", "all"), default="all")
+    parser.add_argument("--join", type=Path, help="a home: take what it has and --home has not, then go on")
     parser.add_argument("--small", action="store_true", help="a few layers and steps, for a CPU")
     given = parser.parse_args()
     if given.small:
@@ -195,6 +216,8 @@ def main() -> int:
     """Go on with the experiment for as long as this call may take."""
     given = parse()
     clock = Clock(given.minutes)
+    if given.join is not None:
+        clock.say(f"{join_home(given.join, given.home)} artifacts from {given.join}")
     open_home(given, clock)
     if not train_teacher(given, clock):
         return finish(given, "cut", [], clock)

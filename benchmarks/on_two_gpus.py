@@ -1,0 +1,168 @@
+"""The 50-layer experiment, its lessons over three seeds, and SmolLM2: side by side on two GPUs, in calls of minutes.
+
+    python benchmarks/on_two_gpus.py --directory D --minutes 9 --smollm2 MODEL.gguf
+
+again and again until it exits with 0 (75: to be continued). Thin models leave most of a GPU idle, so several programs
+share each. What is timed runs first or last, alone on its GPU: costs before the procedures part, throughput when all
+else is done. Each program has a home of its own in the directory, and a log beside it; what it is: `jobs`.
+docs/fifty-layers.md says what comes out, and how one GPU does the same.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from h100_50_layers import SMALL_OVERLAYS, TEACHER
+from resumable_run import EXIT_CODES
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+# The first need the whole schedule, the others its first step: about as long each.
+LESSONS = {"orders": ("MMR", "staged"), "starts": ("order", "MIL", "DIL", "KIL", "reverse KL", "traces")}
+_END_S = 45.0  # to save what was cut, and to pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One program and its home."""
+
+    name: str
+    gpu: int
+    script: str
+    arguments: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()  # jobs that must be done
+    copied: str | None = None  # the home that its own begins as
+
+
+def jobs(given: argparse.Namespace) -> list[Job]:
+    """Return all programs; one that is listed earlier is started earlier."""
+    small = ("--small",) if given.small else ()
+    overlays = [word for overlay in SMALL_OVERLAYS for word in ("--set", overlay)] if given.small else []
+
+    def fifty(name: str, part: str, *more: str, after: Sequence[str] = (), copied: str | None = None) -> Job:
+        own = ("--part", part, *small, *more)
+        return Job(
+            name=name, gpu=0, script="h100_50_layers.py", arguments=own, after=tuple(after), copied=copied
+        )
+
+    found = [fifty("start", "start")]
+    found += [fifty(part, part, after=["start"], copied="start") for part in ("h1", "h2")]
+    for kind, lessons in LESSONS.items():
+        for seed in SEEDS:
+            own = ("--recipe", "h100-50-layers", *overlays, "--seeds", str(seed), "--lessons", *lessons)
+            # A share of them beside the procedures, once the costs are measured.
+            gpu = 0 if (kind, seed) == ("orders", SEEDS[-1]) else 1
+            after = () if given.teacher and gpu else ("start",)
+            name = f"lessons-{kind}-{seed}"
+            found.append(Job(name=name, gpu=gpu, script="lessons.py", arguments=own, after=after))
+    if given.smollm2 is not None:
+        own = ("--recipe", "h100-smollm2", "--set", f"teacher.model={given.smollm2}")
+        own += _results(given, "h100_smollm2")
+        found.append(Job(name="smollm2", gpu=0, script="resumable_run.py", arguments=own, after=("start",)))
+    last = ("--join", str(given.directory / "h2"), *_results(given, "h100_50_layers"))
+    found.append(fifty("whole", "all", *last, after=[own.name for own in found], copied="h1"))
+    return [own for own in found if not given.jobs or own.name in given.jobs]
+
+
+def _results(given: argparse.Namespace, name: str) -> tuple[str, ...]:
+    return ("--out", str(given.directory / f"{name}.json"), "--pictures", str(given.directory / name))
+
+
+class Session:
+    """One call: starts what may start, until all is done or time is up."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.jobs = given, jobs(given)
+        self.ends = time.monotonic() + 60 * given.minutes
+        self.running: dict[str, subprocess.Popen] = {}
+        self.failed: set[str] = set()
+
+    def run(self) -> int:
+        """Return 0 when all is done, 75 when there is more to do, 1 if a program failed."""
+        while True:
+            self._start()
+            if not self.running:
+                break
+            time.sleep(0.5)
+            self._collect()
+        if self.failed:
+            return EXIT_CODES["failed"]
+        return EXIT_CODES["done" if all(map(self._is_done, self.jobs)) else "cut"]
+
+    def _is_done(self, job: Job) -> bool:
+        return (self.given.directory / f"{job.name}.done").exists()
+
+    def _start(self) -> None:
+        left_s = self.ends - time.monotonic() - _END_S
+        if left_s < _END_S:
+            return
+        waiting = {job.name for job in self.jobs if not self._is_done(job)}
+        for job in self.jobs:
+            started = job.name not in waiting or job.name in {*self.failed, *self.running}
+            if started or not waiting.isdisjoint(job.after):
+                continue
+            self.running[job.name] = self._started(job, left_s)
+
+    def _started(self, job: Job, left_s: float) -> subprocess.Popen:
+        home = self.given.directory / job.name
+        if job.copied is not None and not home.exists():
+            draft = home.with_name(f".{home.name}.draft")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(self.given.directory / job.copied, draft)
+            draft.rename(home)
+        teacher = self.given.teacher or self.given.directory / "start" / TEACHER
+        if teacher.exists() and not (home / TEACHER).exists():
+            shutil.copytree(teacher, home / TEACHER)
+        command = [sys.executable, str(HERE / job.script), "--home", str(home)]
+        command += ["--minutes", f"{left_s / 60:.2f}", *job.arguments]
+        command += ["--carry", str(self.given.directory / f"{job.name}.packed")]
+        print(f"{job.name}: started", flush=True)
+        with (self.given.directory / f"{job.name}.log").open("a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(job))
+
+    def _environment(self, job: Job) -> Mapping[str, str]:
+        # Each of a dozen programs with as many threads as there are cores would hold up all others.
+        return {**os.environ, "CUDA_VISIBLE_DEVICES": str(job.gpu), "OMP_NUM_THREADS": "2"}
+
+    def _collect(self) -> None:
+        for name, process in list(self.running.items()):
+            if (code := process.poll()) is None:
+                continue
+            del self.running[name]
+            print(f"{name}: exit code {code}", flush=True)
+            if code == EXIT_CODES["done"]:
+                (self.given.directory / f"{name}.done").touch()
+            elif code == EXIT_CODES["cut"]:
+                self.ends = min(self.ends, time.monotonic())  # its time was up, so is this call's
+            else:
+                self.failed.add(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Go on for as long as this call may take."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--directory", type=Path, required=True, help="of all homes, logs and results")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--teacher", type=Path, help="of 50 layers, if it is trained already")
+    parser.add_argument("--smollm2", type=Path, help="GGUF file or directory of SmolLM2-135M-Instruct")
+    parser.add_argument("--jobs", nargs="+", help="names of homes; all if not given")
+    parser.add_argument("--small", action="store_true", help="a few layers and steps, for a CPU")
+    given = parser.parse_args(arguments)
+    given.directory = given.directory.absolute()
+    given.directory.mkdir(parents=True, exist_ok=True)
+    for name in ("teacher", "smollm2"):
+        if (path := getattr(given, name)) is not None:
+            setattr(given, name, path.absolute())
+    return Session(given).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
