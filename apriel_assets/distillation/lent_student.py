@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel
 
 from apriel_assets.distillation.causal_lm import switch_checkpointing
@@ -25,3 +26,13 @@ def given_back(student: PreTrainedModel, *, placed: bool, checkpointing: bool = 
         for name, parameter in student.named_parameters():
             parameter.requires_grad_(requires_grad[name])
             parameter.grad = None
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Give back the states of the random generators of the CPU and of one device.
+
+    Not of every GPU that is there, torch's default: that would start a context on each, in every process.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -26,7 +26,7 @@ from apriel_assets.distillation.causal_lm import CausalLM, lm_head, num_embeddin
 from apriel_assets.distillation.compiling import compiled_blocks
 from apriel_assets.distillation.config import DistillConfig
 from apriel_assets.distillation.finite import check_finite
-from apriel_assets.distillation.lent_student import given_back
+from apriel_assets.distillation.lent_student import generators_kept, given_back
 from apriel_assets.distillation.losses import check_vocabularies
 from apriel_assets.distillation.mixer_outputs import AlignmentLoss
 from apriel_assets.distillation.optimizers import (
@@ -105,7 +105,7 @@ def train(
     models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
     with (
         given_back(student, placed=placements is not None, checkpointing=config.activation_checkpointing),
-        torch.random.fork_rng(),
+        generators_kept(PartialState().device),
         packable(*models) if config.packing else nullcontext(),
         compiled_blocks(*models) if config.compile else nullcontext(),
     ):

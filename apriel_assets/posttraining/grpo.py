@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from apriel_assets.distillation.batches import Batch, BatchOrder, Traces
 from apriel_assets.distillation.finite import check_finite
-from apriel_assets.distillation.lent_student import given_back
+from apriel_assets.distillation.lent_student import generators_kept, given_back
 from apriel_assets.distillation.optimizers import (
     choose_trained,
     learning_rates,
@@ -80,7 +80,7 @@ def train_grpo(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("reinforcement learning runs in one process; give its step a launcher without others")
     # No dropout: what learns must be what sampled.
-    with given_back(model, placed=True), evaluating(model), torch.random.fork_rng():
+    with given_back(model, placed=True), evaluating(model), generators_kept(model.device):
         return _Run(model, tokenizer, asked, config, model_name, seed).train(resume_dir, progress)
 
 
