@@ -128,7 +128,8 @@ class Session:
 
     def _environment(self, job: Job) -> Mapping[str, str]:
         # Each of a dozen programs with as many threads as there are cores would hold up all others.
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": str(job.gpu), "OMP_NUM_THREADS": "2"}
+        own = {"CUDA_VISIBLE_DEVICES": str(job.gpu), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+        return {**os.environ, **own}
 
     def _collect(self) -> None:
         for name, process in list(self.running.items()):

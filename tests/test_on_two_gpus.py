@@ -1,0 +1,96 @@
+"""Programs side by side: in order, each once, and whoever waits for one that failed does not start."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+import lessons
+import on_two_gpus
+from on_two_gpus import Job, Session, jobs
+
+# Notes that it ran, in its home, and ends as its last argument says.
+PROGRAM = """
+import sys, pathlib
+home = pathlib.Path(sys.argv[sys.argv.index("--home") + 1])
+home.mkdir(exist_ok=True)
+with (home / "ran").open("a") as file:
+    file.write(home.name + " ")
+sys.exit(int(sys.argv[sys.argv.index("--ends") + 1]))
+"""
+
+
+def options(directory, **changes):
+    plain = {
+        "directory": directory,
+        "minutes": 5.0,
+        "teacher": None,
+        "smollm2": None,
+        "jobs": None,
+        "small": False,
+    }
+    return argparse.Namespace(**{**plain, **changes})
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def run(*own, **changes):
+        listed = [
+            Job(
+                name=name, gpu=0, script=str(tmp_path / "program.py"), arguments=("--ends", str(ends)), **more
+            )
+            for name, ends, more in own
+        ]
+        monkeypatch.setattr(on_two_gpus, "jobs", lambda given: listed)
+        return Session(options(tmp_path, **changes)).run()
+
+    return run
+
+
+def ran(directory, name):
+    path = directory / name / "ran"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_a_copy_goes_on_from_where_the_first_ended_and_nothing_runs_twice(run, tmp_path):
+    own = ("start", 0, {}), ("part", 0, {"after": ("start",), "copied": "start"})
+    assert run(*own) == 0
+    assert ran(tmp_path, "part") == ["start", "part"]
+    assert run(*own) == 0
+    assert (ran(tmp_path, "start"), ran(tmp_path, "part")) == (["start"], ["start", "part"])
+
+
+def test_what_waits_for_a_failed_program_does_not_start_and_others_end(run, tmp_path):
+    assert run(("bad", 1, {}), ("waits", 0, {"after": ("bad",)}), ("other", 0, {})) == 1
+    assert not ran(tmp_path, "waits")
+    assert ran(tmp_path, "other") == ["other"]
+
+
+def test_what_is_cut_is_to_be_continued(run, tmp_path):
+    assert run(("long", 75, {}), ("after", 0, {"after": ("long",)})) == 75
+    assert run(("long", 0, {}), ("after", 0, {"after": ("long",)})) == 0
+    assert ran(tmp_path, "long") == ["long", "long"]
+    assert ran(tmp_path, "after") == ["after"]
+
+
+def test_without_time_nothing_starts(run, tmp_path):
+    assert run(("long", 0, {}), minutes=0.5) == 75
+    assert not ran(tmp_path, "long")
+
+
+def test_programs_cover_every_lesson_and_wait_for_what_there_is(tmp_path):
+    found = jobs(options(tmp_path, smollm2=tmp_path / "model.gguf"))
+    names = [job.name for job in found]
+    assert len(set(names)) == len(names)
+    assert sorted(name for own in on_two_gpus.LESSONS.values() for name in own) == sorted(
+        own.name for own in lessons.LESSONS
+    )
+    for index, job in enumerate(found):
+        assert set(job.after) <= set(names[:index])
+        assert job.copied is None or job.copied in job.after
+    assert set(found[-1].after) == set(names[:-1])  # speed is measured when all else is done
