@@ -225,7 +225,7 @@ def code_location(loaded: LoadedRecipe, home: Path) -> dg.Definitions:
         assets=assets,
         plan=lambda instance: make_plan(assets, planned, instance, ArtifactStore(home)),
         not_now=not_now,
-        tidy=lambda plan: tidy_lake(Lake(home), recipe.name, shown, plan.fresh),
+        tidy=lambda plan: tidy_lake(Lake(home), recipe.name, shown, plan.settled),
     )
     joined = dg.Definitions(
         assets=[_to_dagster(recipe, plan) for plan in added.values()],

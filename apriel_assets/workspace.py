@@ -97,7 +97,7 @@ class Workspace:
         save_recipe(self.recipe, self.home)
 
         def planned(found: Plan) -> None:
-            tidy_lake(self.lake, self.recipe.name, self.assets, found.fresh)
+            tidy_lake(self.lake, self.recipe.name, self.assets, found.settled)
             on_plan(found)
 
         return bring_up_to_date(

@@ -109,6 +109,7 @@ def _costs(recipe: Recipe, section: SupernetSection, teacher: AssetPlan) -> tupl
             AssetPlan(
                 key=f"costs/{mixer}",
                 group="search",
+                revision="2",
                 build=build_mixer_costs,
                 reads={
                     "mixer": mixer,
@@ -152,6 +153,7 @@ def _cost_check(recipe: Recipe, supernet: AssetPlan, costs: list[AssetPlan]) -> 
     return AssetPlan(
         key="cost_check",
         group="search",
+        revision="2",
         build=build_cost_check,
         reads={
             "costs": _measurement(recipe.costs),

@@ -62,7 +62,7 @@ def tidy_lake(
     lake: Lake,
     recipe: str,
     assets: Mapping[str, AssetPlan],
-    fresh: Mapping[tuple[str, str | None], Artifact],
+    settled: Mapping[tuple[str, str | None], Artifact],
 ) -> list[tuple[str, str | None]]:
     """Drop the rows of what a recipe no longer has and publish what it has and the lake does not; return the latter.
 
@@ -73,11 +73,12 @@ def tidy_lake(
         lake: of the home.
         recipe: its name.
         assets: the recipe's assets by key.
-        fresh: the artifact of each asset and partition that is up to date.
+        settled: the artifact of each asset and partition that is up to date, and made from what is. What stands behind
+            a stale one may be another recipe's, and would be shown as this one's if the run were cut.
     """
     lake.prune(recipe, ((key, part) for key, own in assets.items() for part in own.partition_keys))
     found = []
-    for (key, partition), artifact in fresh.items():
+    for (key, partition), artifact in settled.items():
         names = [*artifact.table_names, _BUILDS]
         if not lake.holds(names, recipe, key, partition, artifact.address):
             publish(lake, assets[key], partition, artifact)

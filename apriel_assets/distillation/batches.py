@@ -34,7 +34,7 @@ _BUCKET_BATCHES = 16
 class Batch:
     """Right-padded traces, all `[batch, seq]`; `targets` and `mask` at position t are about token t + 1."""
 
-    input_ids: Tensor  # the last token of the longest trace is only a target, so it is not here
+    input_ids: Tensor  # the last token of the longest trace is only a target, so it is seldom here
     attention_mask: Tensor  # 1 = token, 0 = padding
     targets: Tensor  # the next token
     mask: Tensor  # True where the next token belongs to a completion, end-of-sequence included
@@ -152,7 +152,7 @@ class Traces:
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return these traces as one right-padded batch."""
         rows = [(self.prompts[i], self.completions[i]) for i in indices]
-        width = max(len(p) + len(c) for p, c in rows)
+        width = 1 + _seq_len(max(len(p) + len(c) for p, c in rows) - 1)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         attention, mask = torch.zeros_like(ids), torch.zeros(len(rows), width, dtype=torch.bool)
         for row, (prompt, completion) in enumerate(rows):
@@ -161,6 +161,16 @@ class Traces:
             attention[row, :length] = 1
             mask[row, len(prompt) : length] = True
         return Batch(ids[:, :-1], attention[:, :-1], ids[:, 1:], mask[:, 1:])
+
+
+def _seq_len(tokens: int) -> int:
+    """Return to how many tokens rows are padded.
+
+    One more where cuDNN's attention, which torch from 2.11 on chooses on Hopper GPUs, may return NaN as the gradient of
+    queries: behind a mask, at 64 tokens beyond a multiple of 128, in rows whose logits are all below -88, as a window
+    makes them (pytorch issue 196678).
+    """
+    return tokens + (tokens % 128 == 64)
 
 
 class BatchOrder:

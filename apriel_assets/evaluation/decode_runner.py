@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.cuda_graphs import graph_of
 from apriel_assets.evaluation.decode_runner_layers import DecodeLayer, check_decodable, rotation_table
 from apriel_assets.evaluation.decode_runner_mixers import Clock, static_mixer
 from apriel_assets.evaluation.decoded import Decoded, cut_rows
@@ -272,20 +273,9 @@ class DecodeRunner:
             self._choices[temperature] = self._captured(partial(self._choose, temperature))
         return self._choices[temperature]
 
-    @torch.inference_mode()
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return what repeats `work`: itself, or its graph. A graph's work runs first, to compile its kernels."""
-        if not self.uses_graphs:
-            return work
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
-            work()
-        torch.cuda.current_stream(self._device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
-        return graph.replay
+        """Return what repeats `work`: itself, or its graph."""
+        return graph_of(work, self._device) if self.uses_graphs else work
 
     def _check_room(self, num_tokens: int) -> None:
         if self._longest + num_tokens > self.capacity:

@@ -63,7 +63,7 @@ def decoding_at(
     """
     if decoder != "model":
         try:
-            return _ByRunner(model, batch_size, context, room)
+            return ByRunner(model, batch_size, context, room)
         except UserError:
             if decoder == "runner":
                 raise
@@ -98,7 +98,9 @@ def forward_kernels(model: "HybridForCausalLM") -> str:
     )
 
 
-class _ByRunner:
+class ByRunner:
+    """Decoding by the runner, of a model under the placement that is active when this is made."""
+
     def __init__(self, model: "HybridForCausalLM", batch_size: int, context: int, room: int) -> None:
         self._runner = DecodeRunner(model, batch_size=batch_size, capacity=context + room, only_timed=True)
         self._runner.fill(context)

@@ -65,6 +65,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
     following: Mapping[Place, Expected]  # what may follow
     fresh: Mapping[Place, Artifact]  # what is up to date now, whatever is selected
+    settled: Mapping[Place, Artifact]  # of that, what is made from nothing that will come out otherwise
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -89,6 +90,7 @@ class Plan:
             rows=tuple(row for row in self.rows if row.asset in selection),
             following={place: own for place, own in self.following.items() if place[0] in selection},
             fresh=self.fresh,
+            settled=self.settled,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -140,7 +142,8 @@ def make_plan(
                 fresh[asset.key, partition] = artifact
             forecast.add(asset, partition, reason, artifact)
     rows = _blocked(assets, forecast.rows, failed_checks(assets, instance, latest))
-    return Plan(rows=rows, following=forecast.following, fresh=fresh)
+    settled = {place: own for place, own in fresh.items() if place not in forecast.following}
+    return Plan(rows=rows, following=forecast.following, fresh=fresh, settled=settled)
 
 
 class _Forecast:

@@ -8,7 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from apriel_assets.progress import Progress, silent
 from apriel_assets.search.config import CostPoint, CostsConfig
 from apriel_assets.search.costs import CostFit, CostTable, fit_overheads, measured_costs, r_squared
 from apriel_assets.search.measured import random_tokens, read_context, timed
+from apriel_assets.search.measured_steps import replays, time_placements
 from apriel_assets.tables.schemas import to_table
 
 if TYPE_CHECKING:
@@ -148,8 +149,13 @@ def _time_pair(
 
     The two take turns, so that a busy machine slows both.
     """
-    tokens = random_tokens(model, config.batch_size, context, seed)
     pair = ((FULL_ATTENTION,) * model.num_layers, placement)
+    if config.phase != "prefill" and replays(model):
+        decode = {"decode": time_placements(model, pair, context, config)}
+        if config.phase == "decode":
+            return decode
+        return _time_pair(model, placement, context, replace(config, phase="prefill"), seed) | decode
+    tokens = random_tokens(model, config.batch_size, context, seed)
     samples: dict[str, tuple[list[float], list[float]]] = {"prefill": ([], []), "decode": ([], [])}
     before, began = model.placement, time.perf_counter()
     steps = config.repeats * config.decode_tokens + 1 if config.phase != "prefill" else 0

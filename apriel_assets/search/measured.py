@@ -3,12 +3,16 @@
 The model really runs: prompts are read, tokens decoded, and only the calls of the mixers are timed. The first layers
 have full attention, as many after them the mixer, so that both see the same machine within milliseconds and each
 follows its own kind, as in a hybrid of few kinds; mixers of the other layers are left out.
+
+On a GPU, decoding is timed as an engine does it instead, by CUDA graphs (`measured_steps.py`): call by call a thin
+layer costs what launching its kernels does.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,6 +34,7 @@ from apriel_assets.hybrid.conversion import convert_attention
 from apriel_assets.hybrid.placement import FULL_ATTENTION
 from apriel_assets.progress import Progress, silent
 from apriel_assets.search.config import CostPoint, CostsConfig, Phase
+from apriel_assets.search.measured_steps import replays, time_steps
 from apriel_assets.tables.schemas import to_table
 
 if TYPE_CHECKING:
@@ -67,22 +72,37 @@ def measure_mixer(
         UserError: fewer than two layers with full attention, or a mixer that does not fit the attention.
     """
     rows = []
-    with evaluating(model), torch.inference_mode(), _half_and_half(model, mixer, options) as layers:
+    with evaluating(model), _half_and_half(model, mixer, options) as layers, torch.inference_mode():
         shape = model_shape(model)
         for number, context in enumerate(config.contexts):
-            tokens = random_tokens(model, config.batch_size, context, seed)
-            samples = _time_layers(model, tokens, layers, config)
+            found = _seconds(model, layers, context, config, seed)
             for point in (point for point in config.points if point.context == context):
-                seconds, fa_seconds = (
-                    # The least of each layer: whatever else the machine does can only add.
-                    statistics.fmean(min(samples[layer][point.phase]) for layer in group)
-                    for group in (layers[len(layers) // 2 :], layers[: len(layers) // 2])
-                )
+                fa_seconds, seconds = found[point.phase]
                 if mixer == FULL_ATTENTION:
                     seconds = fa_seconds
                 rows.append(_row(mixer, point, seconds, fa_seconds, shape, device_name))
             progress(number + 1, len(config.contexts), relative=rows[-1]["relative"])
     return to_table("mixer_costs", rows)
+
+
+def _seconds(
+    model: "HybridForCausalLM", layers: list[int], context: int, config: CostsConfig, seed: int
+) -> dict[Phase, tuple[float, float]]:
+    """Return the seconds of a layer with full attention, and of one with the mixer, by phase."""
+    groups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+    found: dict[Phase, tuple[float, float]] = {}
+    if config.phase != "prefill" and replays(model):
+        found["decode"] = time_steps(model, groups, context, config)
+        if config.phase == "decode":
+            return found
+        config = replace(config, phase="prefill")
+    tokens = random_tokens(model, config.batch_size, context, seed)
+    samples = _time_layers(model, tokens, layers, config)
+    for phase in {point.phase for point in config.points}:
+        # The least of each layer: whatever else the machine does can only add.
+        fa, own = (statistics.fmean(min(samples[layer][phase]) for layer in group) for group in groups)
+        found[phase] = fa, own
+    return found
 
 
 def random_tokens(model: "HybridForCausalLM", batch_size: int, context: int, seed: int) -> Tensor:

@@ -20,6 +20,16 @@ def test_batch_by_hand():
     assert batch.mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
 
 
+@pytest.mark.parametrize("longest", [64, 65, 66, 193, 257])
+def test_no_batch_has_a_width_at_which_cudnn_attention_loses_gradients(longest):
+    traces = Traces(prompts=((1,) * 9, (1,) * 5), completions=((3,) * (longest - 9), (4, 2)))
+    batch = traces.batch([0, 1])
+    assert batch.input_ids.shape[1] == longest - 1 + (longest in (65, 193))
+    assert batch.input_ids.shape[1] % 128 != 64
+    assert batch.attention_mask.sum(1).tolist() == [longest - (longest not in (65, 193)), 7]
+    assert batch.mask.sum(1).tolist() == [longest - 9, 2]
+
+
 def test_loss_carrying_positions_are_exactly_the_completion_tokens():
     batch = THREE.batch([2, 0, 1])
     chosen = [row[mask].tolist() for row, mask in zip(batch.targets, batch.mask, strict=True)]

@@ -92,7 +92,9 @@ def test_on_a_gpu_it_writes_what_the_models_own_forward_says(temperature):
                     model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
                 )
             chosen = log_probs.gather(1, ids[0, len(prompt) :, None])[:, 0]
-            # Attention in tf32: where two tokens are nearly as likely, either may be taken.
-            assert mine.log_probs == pytest.approx(chosen.tolist(), abs=5e-3)
+            # Attention in tf32, as in test_decode_runner_on_gpu; where two tokens are nearly as likely, either may be
+            # taken.
+            error = torch.tensor(mine.log_probs) - chosen.cpu()
+            assert error.norm() < 5e-3 * chosen.norm().cpu()
             if temperature == 0:
                 assert (log_probs.max(1).values - chosen).max() < 1e-2

@@ -64,7 +64,20 @@ def test_another_recipe_in_the_home_shows_what_is_built_already(run):
 
 def tidied(bench, *assets):
     by_key = {own.key: own for own in assets}
-    return tidy_lake(Lake(bench.home), "quickstart", by_key, bench.plan(*assets).fresh)
+    return tidy_lake(Lake(bench.home), "quickstart", by_key, bench.plan(*assets).settled)
+
+
+def test_what_another_recipe_made_of_other_inputs_is_not_shown_as_this_ones(bench):
+    """A run of an edited recipe under a new name, cut before it got there, showed the former's rows as its own."""
+    first, other = number("first", value=1), number("first", value=2)
+    bench.run(first, number("second", first), number("third"))
+    file = bench.home / "lake" / "builds" / "quickstart"
+    shutil.rmtree(file)  # as under a new name
+    assert tidied(bench, other, number("second", other), number("third")) == [("third", None)]
+    assert [path.stem for path in file.iterdir()] == ["third"]
+    bench.run(other, number("second", other), number("third"))
+    assert tidied(bench, other, number("second", other), number("third")) == []
+    assert sorted(path.stem for path in file.iterdir()) == ["first", "second", "third"]
 
 
 def test_what_is_missing_torn_or_anothers_is_published_and_nothing_else(bench, monkeypatch):

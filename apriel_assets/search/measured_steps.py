@@ -1,0 +1,112 @@
+"""What decode steps take on a GPU, as the decode runner takes them: static caches, and a CUDA graph for several layers.
+
+A mixer's cost and the check of it are both measured so; throughput is, too.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from apriel_assets.errors import UserError
+from apriel_assets.evaluation.cuda_graphs import graph_of
+from apriel_assets.evaluation.decode_runner_layers import check_decodable, rotation_table
+from apriel_assets.evaluation.decode_runner_mixers import Clock, StaticMixer, static_mixer
+from apriel_assets.evaluation.timed_decoding import ByRunner, timed_steps
+from apriel_assets.hybrid.caches import native_layers
+from apriel_assets.hybrid.placement import Placement
+from apriel_assets.search.config import CostsConfig
+
+if TYPE_CHECKING:
+    from apriel_assets.hybrid.model import HybridForCausalLM
+
+
+def replays(model: "HybridForCausalLM") -> bool:
+    """Whether decoding is timed here: on a GPU, of models that the decode runner knows, as throughput is."""
+    if model.device.type != "cuda":
+        return False
+    try:
+        check_decodable(model, 0)
+        rotation_table(model, 2)
+    except UserError:
+        return False
+    return True
+
+
+def time_steps(
+    model: "HybridForCausalLM", groups: tuple[Sequence[int], Sequence[int]], context: int, config: CostsConfig
+) -> tuple[float, float]:
+    """Return the seconds of one layer's mixer in each of two groups of layers, under the active placement.
+
+    Both groups are timed in turn, so that whatever else the device does meets both; the least of each counts.
+
+    Args:
+        model: what it computes does not matter, so caches hold random numbers.
+        groups: layers; those of one follow each other, as in a model.
+        context: tokens that each row holds.
+        config: batch size, how often, and how many steps each time.
+    """
+    # Projections are put into one matrix for good, so they must not become tensors of inference mode.
+    with torch.inference_mode(False), torch.no_grad():
+        clock = Clock(
+            torch.full((config.batch_size,), context, dtype=torch.int32, device=model.device),
+            *rotation_table(model, context + 1),
+        )
+        steps = [_step(model, layers, clock, config.batch_size, context) for layers in groups]
+    return _least_in_turn(steps, [len(layers) for layers in groups], config, model.device)
+
+
+def time_placements(
+    model: "HybridForCausalLM", pair: tuple[Placement, Placement], context: int, config: CostsConfig
+) -> tuple[float, float]:
+    """Return the seconds of the whole model's decode step under each of two placements, timed in turn."""
+    before, decodings = model.placement, []
+    # Each run's steps, with those that go unmeasured.
+    room = config.decode_tokens * (config.repeats + 1)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for placement in pair:
+                model.set_placement(placement)
+                decodings.append(ByRunner(model, config.batch_size, context, room))
+    finally:
+        model.set_placement(before)
+    return _least_in_turn([decoding.step for decoding in decodings], [1, 1], config, model.device)
+
+
+@torch.inference_mode()
+def _least_in_turn(
+    steps: Sequence[Callable[[], None]], parts: Sequence[int], config: CostsConfig, device: torch.device
+) -> tuple[float, float]:
+    """Return the least seconds of each of two steps, over its parts; in the first turn libraries choose kernels."""
+    least = [float("inf")] * 2
+    for turn in range(config.repeats + 1):
+        for index, step in enumerate(steps):
+            took = min(timed_steps(step, config.decode_tokens, device)) / parts[index]
+            least[index] = min(least[index], took) if turn else least[index]
+    return least[0], least[1]
+
+
+def _step(
+    model: "HybridForCausalLM", layers: Sequence[int], clock: Clock, batch_size: int, context: int
+) -> Callable[[], None]:
+    """Return what takes one token through these layers' mixers; it writes to the same place each time."""
+    native = native_layers(model.backbone.config)
+    mixers = []
+    for layer in layers:
+        own = cast(nn.ModuleDict, cast(Any, model.decoder_layers[layer].self_attn).mixers)
+        window = native[layer].sliding_window if native[layer].is_sliding else None
+        mixers.append(static_mixer(own[model.placement[layer]], batch_size, context + 1, window))
+        for buffer in mixers[-1].buffers():
+            buffer.normal_()
+    hidden_states = torch.randn(
+        batch_size, model.config.get_text_config().hidden_size, dtype=model.dtype, device=model.device
+    )
+    work = partial(_take, mixers, hidden_states, clock)
+    return graph_of(work, model.device) if model.device.type == "cuda" else work
+
+
+def _take(mixers: Sequence[StaticMixer], hidden_states: Tensor, clock: Clock) -> None:
+    for mixer in mixers:
+        mixer.step(hidden_states, clock)

@@ -1,0 +1,94 @@
+"""Decode steps timed as a GPU's are, here without graphs: exact under a clock that only mixers advance."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from apriel_assets.evaluation import timed_decoding
+from apriel_assets.search import cost_check, measured, measured_steps
+from apriel_assets.search.config import CostsConfig
+from apriel_assets.search.cost_check import check_costs
+from apriel_assets.search.measured import measure_mixer
+from tests.hybrid.tiny_teachers import random_ids
+from tests.search.test_measured_costs import make_hybrid
+
+CONFIG = CostsConfig(phase="both", contexts=(8, 600), batch_size=2, repeats=2, decode_tokens=3)
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    for module in (measured, cost_check):
+        monkeypatch.setattr(module, "replays", lambda model: True)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let every static mixer take the seconds that its kind is given."""
+    now, took = [0.0], {"_AttentionStep": 2.0, "_DeltaStep": 0.5}
+    monkeypatch.setattr(timed_decoding.time, "perf_counter", lambda: now[0])
+    build = measured_steps.static_mixer
+
+    def timed_mixer(*args):
+        mixer = build(*args)
+        step = mixer.step
+
+        def slow(hidden_states, clock):
+            now[0] += took[type(mixer).__name__]
+            return step(hidden_states, clock)
+
+        mixer.step = slow
+        return mixer
+
+    monkeypatch.setattr(measured_steps, "static_mixer", timed_mixer)
+    return took
+
+
+def decode_rows(mixer, model):
+    return measure_mixer(model, mixer, replace(CONFIG, phase="decode"), device_name="test").to_pylist()
+
+
+def test_a_layers_seconds_are_the_groups_over_its_layers(clock):
+    rows = decode_rows("gdn", make_hybrid(4, ("gdn",)))
+    assert [(row["seconds"], row["fa_seconds"], row["relative"]) for row in rows] == [(0.5, 2.0, 0.25)] * 2
+
+
+def test_full_attention_costs_one(clock):
+    rows = decode_rows("fa", make_hybrid(4))
+    assert [row["relative"] for row in rows] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("mixer", ["swa", "gdn", "kda", "mamba"])
+def test_every_mixer_has_its_points_and_the_model_ends_as_it_came(mixer):
+    model = make_hybrid()
+    ids = random_ids(2, 12)
+    before, names = model(ids).logits, model.mixers
+    rows = measure_mixer(model, mixer, CONFIG, device_name="test").to_pylist()
+    assert sorted((row["phase"], row["context_tokens"]) for row in rows) == sorted(
+        (point.phase, point.context) for point in CONFIG.points
+    )
+    assert all(row["seconds"] > 0 for row in rows)
+    assert (model.mixers, model.placement) == (names, ("fa",) * 5)
+    torch.testing.assert_close(model(ids).logits, before)  # projections were put into one matrix
+
+
+def test_whole_models_are_checked_against_what_their_layers_took():
+    model = make_hybrid(4, ("swa", "gdn"))
+    costs = [
+        row
+        for mixer in ("swa", "gdn")
+        for row in measure_mixer(model, mixer, CONFIG, device_name="t").to_pylist()
+    ]
+    placements = [("fa", "gdn", "fa", "swa"), ("gdn",) * 4]
+    found = check_costs(model, placements, costs, CONFIG, device_name="t")
+    rows = [row for row in found.table.to_pylist() if row["phase"] == "decode"]
+    assert [(row["context_tokens"], tuple(row["placement"])) for row in rows] == [
+        (context, placement) for context in CONFIG.contexts for placement in placements
+    ]
+    assert all(row["measured"] > 0 for row in rows)
+    assert model.placement == ("fa",) * 4
+
+
+def test_only_models_on_a_gpu_that_the_runner_knows_are_timed_so(monkeypatch):
+    monkeypatch.undo()
+    assert not measured_steps.replays(make_hybrid())
