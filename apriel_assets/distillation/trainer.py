@@ -105,7 +105,7 @@ def train(
     models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
     with (
         given_back(student, placed=placements is not None, checkpointing=config.activation_checkpointing),
-        generators_kept(PartialState().device),
+        generators_kept(cast(torch.device, PartialState().device)),
         packable(*models) if config.packing else nullcontext(),
         compiled_blocks(*models) if config.compile else nullcontext(),
     ):

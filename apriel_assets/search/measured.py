@@ -98,10 +98,10 @@ def _seconds(
         config = replace(config, phase="prefill")
     tokens = random_tokens(model, config.batch_size, context, seed)
     samples = _time_layers(model, tokens, layers, config)
-    for phase in {point.phase for point in config.points}:
+    for point in config.points:
         # The least of each layer: whatever else the machine does can only add.
-        fa, own = (statistics.fmean(min(samples[layer][phase]) for layer in group) for group in groups)
-        found[phase] = fa, own
+        fa, own = (statistics.fmean(min(samples[layer][point.phase]) for layer in group) for group in groups)
+        found[point.phase] = fa, own
     return found
 
 
