@@ -11,7 +11,8 @@ import pytest
 
 from resources.atomic import created_directory, replaced_file
 from tests.soak.killed_run import Journal, read_journal
-from tests.soak.kills import ENDS, Driver, soak
+from tests.soak.kills import soak
+from tests.soak.lives import ENDS, Driver
 from tests.soak.power_loss import lose_power, syncs_told
 from tests.soak.soak_recipe import write_soak_recipe
 
