@@ -7,22 +7,25 @@ Each life of the run ends by SIGKILL, by SIGTERM or by a power cut (SIGKILL, the
 lost by lot), until one gets to the end; then the next round begins with an empty home. After each life the whole home
 is verified. After each round its tables are compared with those of a run that nobody disturbed, and its journals say
 what was done more than once. Lives are as long as atoms': each moment of them is as likely the last as any other, most
-from the first thing that they build on, some from their start. After a life that left nothing behind to go on from, the
-next ones' mean is twice as long: a step that always begins again would never end otherwise. Lives are counted in
-processor seconds, so that a busy machine does not move the ends to the start. They are forked from a process that has
-loaded torch already; `--start exec` loads it each time.
+from the first thing that they build on, some from their start. A step that always begins again would never end so:
+after a life that left nothing behind to go on from, the next one's mean is twice as long, and after three of them the
+clock of the next begins when it has left something. Lives are counted in processor seconds, so that a busy machine does
+not move the ends to the start. They are forked from a process that has loaded torch already; `--start exec` loads it
+each time.
 
 A recipe that measures costs leads each run elsewhere. There a round is compared with an undisturbed run that was given
 the round's costs (`measured_costs.py`).
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +35,8 @@ from tests.soak.measured_costs import measures_costs, with_costs_of
 from tests.soak.repeated_work import repeated_work
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak_kills.json"
+
+_FRUITLESS = 3  # lives in a row that may leave nothing behind
 
 
 @dataclass
@@ -58,9 +63,16 @@ def visible(home: Path) -> set[tuple[str, str]]:
 
 def footholds(home: Path) -> set[tuple[str, int]]:
     """Return what a further run goes on from: artifacts, saved training states, kept scores, by name and size."""
-    own = [*home.glob("artifacts/**/provenance.json"), *home.glob("work/**/step-*/state.json")]
-    own += [path for path in home.glob("scores/**/*") if path.is_file()]
-    return {(str(path), path.stat().st_size) for path in own}
+    patterns, found = ("artifacts/**/provenance.json", "work/**/step-*/state.json", "scores/**/*.*"), set()
+    for path in (path for pattern in patterns for path in home.glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):  # replaced just now
+            found.add((str(path), path.stat().st_size))
+    return found
+
+
+def leaving(home: Path, held: set[tuple[str, int]]) -> Callable[[], bool]:
+    """Return what tells whether there is more to go on from by now."""
+    return lambda: bool(footholds(home) - held)
 
 
 def home_problems(home: Path) -> tuple[list[str], int]:
@@ -84,7 +96,9 @@ def one_round(
     while not lives or lives[-1].end != "none":
         before, held = visible(home), footholds(home)
         end = driver.lot.choice(ENDS) if found.kills.total() < most_kills else None
-        life = driver.live(home, end, driver.lot.expovariate(1 / (mean_s * 2**fruitless)))
+        patient = fruitless == _FRUITLESS
+        moment_s = driver.lot.expovariate(1 / (mean_s if patient else mean_s * 2**fruitless))
+        life = driver.live(home, end, moment_s, leaving(home, held) if patient else None)
         lives.append(life)
         again = {(own["asset"], own["address"]) for own in life.events if own["event"] == "begin"} & before
         found.problems += [f"finished and built again: {asset}/{address}" for asset, address in sorted(again)]
@@ -95,7 +109,7 @@ def one_round(
         if footholds(home) - held:
             fruitless = 0
         elif life.stage not in ("start", "between"):
-            fruitless += 1
+            fruitless = min(fruitless + 1, _FRUITLESS)
         print(f"{found.kills.total()} {life.end} after {life.seconds:.1f} s in {life.stage}", flush=True)
     found.rounds += 1
     repeated = repeated_work(driver.recipe, lives, undisturbed)

@@ -51,14 +51,19 @@ class Driver:
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(PRELOADED)
 
-    def live(self, home: Path, end: str | None, moment_s: float) -> Life:
-        """Let one process live; `end` it after so many processor seconds if it has not ended; None: let it be."""
+    def live(
+        self, home: Path, end: str | None, moment_s: float, begun: Callable[[], bool] | None = None
+    ) -> Life:
+        """Let one process live; `end` it after so many processor seconds if it has not ended; None: let it be.
+
+        `begun` tells whether its clock runs; None: with the first build, that of some with the process.
+        """
         self._lives += 1
         journal, output = (self.scratch / f"{self._lives}.{kind}" for kind in ("journal", "output"))
         arguments = ["run", "--recipe", str(self.recipe), "--home", str(home), "--json"]
         arguments += ["--select", self.select]
         since_ns = time.time_ns()
-        code, seconds = self._watched(arguments, journal, output, end, moment_s)
+        code, seconds = self._watched(arguments, journal, output, end, moment_s, begun)
         events = read_journal(journal)
         was_ended = code in (-signal.SIGKILL, -signal.SIGTERM, 130)
         found = Life(end if was_ended and end else "none", code, seconds, _stage(events), events)
@@ -74,18 +79,25 @@ class Driver:
         return found
 
     def _watched(
-        self, arguments: list[str], journal: Path, output: Path, end: str | None, moment_s: float
+        self,
+        arguments: list[str],
+        journal: Path,
+        output: Path,
+        end: str | None,
+        moment_s: float,
+        begun: Callable[[], bool] | None,
     ) -> tuple[int, float]:
         """Start a process and end it in time; return its exit code and how many processor seconds it had."""
         number = signal.SIGTERM if end == "term" else signal.SIGKILL
         with self._started(arguments, journal, output, records_syncs=end == "power") as (pid, ended):
             until, had, since = time.monotonic() + _PATIENCE_S, 0.0, None
-            if self.lot.random() < _ENDED_AT_START:
+            if begun is None and self.lot.random() < _ENDED_AT_START:
                 since = 0.0
+            begun = begun or (lambda: journal.exists() and '"begin"' in journal.read_text())
             while (code := ended(_POLL_S)) is None:
                 assert time.monotonic() < until, f"no end after {_PATIENCE_S:g} s"
                 had = _processor_seconds(pid, had)
-                if since is None and journal.exists() and '"begin"' in journal.read_text():
+                if since is None and begun():
                     since = had
                 if end and since is not None and had - since >= moment_s:
                     os.kill(pid, number)
