@@ -90,6 +90,16 @@ def home_problems(home: Path) -> tuple[list[str], int]:
 def one_round(
     driver: Driver, home: Path, found: Findings, mean_s: float, most_kills: int, undisturbed: list[Life]
 ) -> None:
+    """Kill a run on an empty home until it gets to its end, and compare what it did with the undisturbed one."""
+    lives = killed_lives(driver, home, found, mean_s, most_kills)
+    found.rounds += 1
+    repeated = repeated_work(driver.recipe, lives, undisturbed)
+    found.repeated_steps += repeated.steps
+    found.most_repeated_steps_per_kill = max(found.most_repeated_steps_per_kill, repeated.most_per_kill)
+    found.problems += repeated.problems
+
+
+def killed_lives(driver: Driver, home: Path, found: Findings, mean_s: float, most_kills: int) -> list[Life]:
     """Kill a run on an empty home until it gets to its end, or there were enough kills: then let it end."""
     lives: list[Life] = []
     fruitless = 0
@@ -111,11 +121,7 @@ def one_round(
         elif life.stage not in ("start", "between"):
             fruitless = min(fruitless + 1, _FRUITLESS)
         print(f"{found.kills.total()} {life.end} after {life.seconds:.1f} s in {life.stage}", flush=True)
-    found.rounds += 1
-    repeated = repeated_work(driver.recipe, lives, undisturbed)
-    found.repeated_steps += repeated.steps
-    found.most_repeated_steps_per_kill = max(found.most_repeated_steps_per_kill, repeated.most_per_kill)
-    found.problems += repeated.problems
+    return lives
 
 
 def _count(life: Life, found: Findings) -> None:
