@@ -111,20 +111,27 @@ def killed_lives(driver: Driver, home: Path, found: Findings, mean_s: float, mos
         life = driver.live(home, end, moment_s, leaving(home, held) if patient else None)
         lives.append(life)
         again = {(own["asset"], own["address"]) for own in life.events if own["event"] == "begin"} & before
-        found.problems += [f"finished and built again: {asset}/{address}" for asset, address in sorted(again)]
-        _count(life, found)
         problems, artifacts = home_problems(home)
-        found.problems += [f"after {life.end} in {life.stage}: {problem}" for problem in problems]
-        found.verified_artifacts += artifacts
+        problems = [f"after {life.end} in {life.stage}: {own}" for own in (life.problem, *problems) if own]
+        problems += [f"finished and built again: {asset}/{address}" for asset, address in sorted(again)]
+        _count(life, problems, artifacts, found)
         if footholds(home) - held:
             fruitless = 0
         elif life.stage not in ("start", "between"):
             fruitless = min(fruitless + 1, _FRUITLESS)
-        print(f"{found.kills.total()} {life.end} after {life.seconds:.1f} s in {life.stage}", flush=True)
+        print(
+            found.kills.total(),
+            life.end,
+            f"after {life.seconds:.1f} s in {life.stage}",
+            *problems,
+            flush=True,
+        )
     return lives
 
 
-def _count(life: Life, found: Findings) -> None:
+def _count(life: Life, problems: list[str], num_artifacts: int, found: Findings) -> None:
+    found.problems += problems
+    found.verified_artifacts += num_artifacts
     if life.end == "none":
         return
     found.kills[life.end] += 1
