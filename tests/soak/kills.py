@@ -1,7 +1,7 @@
 """Kill `apriel run` at random moments, over and over, and look whether anything is lost, torn or done twice.
 
     python -m tests.soak.kills --kills 200
-    python -m tests.soak.kills --kills 200 --recipe quickstart --mean 2.5
+    python -m tests.soak.kills --kills 200 --recipe quickstart --mean 4
 
 Each life of the run ends by SIGKILL, by SIGTERM or by a power cut (SIGKILL, then everything that was not flushed is
 lost by lot), until one gets to the end; then the next round begins with an empty home. After each life the whole home
