@@ -17,6 +17,7 @@ test: $(VENV)/.installed-dev
 SOAK_HOME ?= $(HOME_DIR)
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak.kills --kills 200
+	$(BIN)/python -m tests.soak.kills --kills 200 --recipe quickstart --mean 4 --out benchmarks/results/soak_kills_quickstart.json
 	$(BIN)/python -m tests.soak.kills --kills 20 --start exec --out benchmarks/results/soak_kills_exec.json
 	$(BIN)/python -m tests.soak.crowd --kills 10
 	$(BIN)/python -m tests.soak.flat_memory

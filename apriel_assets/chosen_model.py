@@ -14,6 +14,7 @@ from apriel_assets.errors import UserError
 from apriel_assets.hybrid.placement import FULL_ATTENTION, MIXERS, Placement, check_placement
 from apriel_assets.paths import expanded
 from apriel_assets.tables.held_back import not_held_back
+from resources.artifact_store import LEFT_OUT
 from resources.lake import Lake
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Found:
         """Return the model under its placement, and its tokenizer; without one of its own, the home's teacher's.
 
         Raises:
-            UserError: it cannot be read, or there is no tokenizer.
+            UserError: it cannot be read, the home was packed without its weights, or there is no tokenizer.
         """
         from transformers.utils import logging
 
@@ -55,6 +56,7 @@ class Found:
         if self.directory is None:
             teacher, tokenizer = load_teacher(_teacher_spec(self.home))
             return HybridForCausalLM.from_teacher(teacher, copy=False).eval(), tokenizer
+        _refuse_left_out(self.name, self.directory, self.home)
         model = load_any(self.directory)
         if self.placement is not None:
             model.set_placement(self.placement)
@@ -107,6 +109,18 @@ def find_model(name: str | None, home: Path) -> Found:
         kind=row["kind"],
         path=row["path"],
     )
+
+
+def _refuse_left_out(name: str, directory: Path, home: Path) -> None:
+    """Refuse a model of a packed home whose weights did not come along; its reader would say that a file is missing."""
+    artifact = next((own for own in directory.parents if (own / LEFT_OUT).is_file()), None)
+    if artifact is None or not artifact.is_relative_to(home / "artifacts"):
+        return
+    if not all((artifact / file).exists() for file in json.loads((artifact / LEFT_OUT).read_text())):
+        raise UserError(
+            f"{name}: its weights were left behind when the home was packed; take them from where it was packed, "
+            f"or remove {artifact} and run again: it is then built anew"
+        )
 
 
 def _directory(name: str) -> Path | None:

@@ -37,8 +37,9 @@ def caught() -> Iterator[None]:
 
 
 def _quiet_about_interrupts(unraisable: "sys.UnraisableHookArgs") -> None:
-    # One that arrives in a destructor goes no further; it is not lost, since `heed` will find it.
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+    # One that arrives in a destructor goes no further; it is not lost, since `heed` will find it. Dagster's is no
+    # KeyboardInterrupt, but no Exception either.
+    if issubclass(unraisable.exc_type, Exception):
         sys.__unraisablehook__(unraisable)
 
 

@@ -180,6 +180,7 @@ def _damage(home: Path, path: Path, problem: str | None, repair: str) -> Damage 
 def _sqlite_problem(path: Path) -> str | None:
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+        connection.text_factory = lambda raw: raw.decode(errors="replace")
         try:
             (answer,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         finally:
@@ -188,6 +189,8 @@ def _sqlite_problem(path: Path) -> str | None:
         return None if "locked" in str(error) else str(error)  # a run is writing
     except sqlite3.DatabaseError as error:
         return str(error)
+    except UnicodeDecodeError:  # its message repeats a name of the file
+        return "malformed database schema"
     return None if answer == "ok" else " ".join(answer.split())
 
 

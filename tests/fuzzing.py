@@ -89,7 +89,7 @@ def mutated(draw, content: Any, most: int = 2) -> Any:
         holder, key = draw(st.sampled_from(places))
         what = draw(st.sampled_from(["replace", "replace", "replace", "drop", "rename", "move", "wrap"]))
         if what == "replace":
-            holder[key] = draw(ODD_VALUES)
+            holder[key] = copy.deepcopy(draw(ODD_VALUES))  # the next mutation may go into it
         elif what == "drop":
             del holder[key]
         elif what == "rename" and isinstance(holder, dict):

@@ -4,8 +4,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._utils.interrupts import raise_interrupts_as
 
 from apriel_assets import interrupts
 
@@ -51,6 +54,25 @@ def test_an_interrupt_in_a_destructor_is_quiet_and_not_lost(capfd):
     err = capfd.readouterr().err
     assert "told" in err
     assert "KeyboardInterrupt" not in err
+
+
+def test_what_dagster_makes_of_an_interrupt_is_as_quiet_and_not_lost(capfd):
+    def interrupted(_):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal  # noqa: B018 - the handler runs here
+
+    class Watched:
+        pass
+
+    with interrupts.caught():
+        with raise_interrupts_as(DagsterExecutionInterruptedError):
+            watched = Watched()
+            reference = weakref.ref(watched, interrupted)
+            del watched
+            assert reference() is None
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.heed()
+    assert capfd.readouterr().err == ""
 
 
 def test_other_signals_go_unheeded():

@@ -15,6 +15,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.chat_templates import templated
 from apriel_assets.evaluation.generation import generate_from_ids
 from apriel_assets.evaluation.judge import check_key, judgements
 from apriel_assets.evaluation.kept_answers import KeptAnswers, request_keys
@@ -206,7 +207,7 @@ def _chat(question: Question, answers: Sequence[str]) -> list[dict[str, str]]:
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Mapping[str, str]]) -> list[int]:
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)  # type: ignore[arg-type]
+        text = templated(tokenizer, chat, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False).input_ids)  # type: ignore[arg-type]
     names = {"user": "Human", "assistant": "Assistant"}
     turns = [f"### {names[turn['role']]}: {turn['content']}" for turn in chat]

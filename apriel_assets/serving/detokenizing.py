@@ -8,6 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
 
+# With byte fallback, a run of bytes is one text or, all of it, none: one more byte can change what came before.
+_CHANGED = "Invalid prefix encountered"
+
 
 class TextStream:
     """The text of one completion, as it grows."""
@@ -34,7 +37,7 @@ class TextStream:
         """Take a token; return the text that is certain now, which may be none."""
         if self.stopped:
             return ""
-        new = self._stream.step(self._tokenizer, token) or ""
+        new = self._step(token)
         if not self._stop:
             return new
         text = self._held + new
@@ -45,6 +48,16 @@ class TextStream:
         keep = max(_overlap(text, own) for own in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+    def _step(self, token: int) -> str:
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception as error:  # the library raises nothing narrower
+            if not str(error).startswith(_CHANGED):
+                raise
+            # What went out cannot be taken back: the text goes on after it, as of a new beginning.
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return self._stream.step(self._tokenizer, token) or ""
 
     def finish(self) -> str:
         """Return what was held back, once no token follows."""

@@ -4,9 +4,10 @@ Each placement is a model name, and one more name leaves the choice to the polic
 logged, counted or kept.
 """
 
+import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -115,25 +116,53 @@ class Endpoint:
 
     async def _complete(self, request: Request) -> Response:
         asked = CompletionRequest.model_validate_json(await self._gate.body(request))
-        tokenizer, prompt = self._text.tokenizer, asked.prompt
+        return await self._answer(request, asked, lambda: self._completion_tokens(asked.prompt), "completion")
+
+    def _completion_tokens(self, prompt: str | list[int] | list[str]) -> list[int]:
+        tokenizer = self._text.tokenizer
         if isinstance(prompt, str):
-            tokens = completion_prompt(tokenizer, prompt)
-        elif prompt and isinstance(prompt[0], str):
-            tokens = completion_prompt(tokenizer, prompt[0])
-        else:
-            tokens = [token for token in prompt if isinstance(token, int)]
-            if not all(0 <= token < len(tokenizer) for token in tokens):
-                raise UserError(f"prompt: token ids are 0 to {len(tokenizer) - 1}")
-        return await self._answer(request, asked, tokens, "completion")
+            return completion_prompt(tokenizer, prompt)
+        if prompt and isinstance(prompt[0], str):
+            return completion_prompt(tokenizer, prompt[0])
+        tokens = [token for token in prompt if isinstance(token, int)]
+        if not all(0 <= token < len(tokenizer) for token in tokens):
+            raise UserError(f"prompt: token ids are 0 to {len(tokenizer) - 1}")
+        return tokens
 
     async def _chat(self, request: Request) -> Response:
         asked = ChatRequest.model_validate_json(await self._gate.body(request))
         messages = [{"role": own.role, "content": str(own.content)} for own in asked.messages]
-        return await self._answer(request, asked, chat_prompt(self._text.tokenizer, messages), "chat")
+        return await self._answer(request, asked, lambda: chat_prompt(self._text.tokenizer, messages), "chat")
 
     async def _answer(
-        self, request: Request, asked: GenerationRequest, prompt: list[int], kind: Kind
+        self, request: Request, asked: GenerationRequest, tokens: Callable[[], list[int]], kind: Kind
     ) -> Response:
+        self._check_model(asked.model)
+        leave = self._gate.enter()
+        model = None
+        try:
+            # Not in the event loop: a megabyte of text takes seconds, and everybody else would wait for it.
+            work, placement = self._work(asked, await asyncio.to_thread(tokens))
+            model = f"{self._release.name}-{placement}"
+            answering = Answering(self._metrics, model, pieces(work, self._text.tokenizer), len(work.prompt))
+            shape = AnswerShape(kind, model)
+            if not asked.stream:
+                return JSONResponse(await or_disconnected(request, answering.whole(shape)))
+            # The first tokens are waited for, so that an engine that is gone can still be told by the status.
+            await or_disconnected(request, answering.begin())
+            counted = asked.stream_options is not None and asked.stream_options.include_usage
+            stream = EventStream(answering.events(shape, counted), leave)
+            leave = lambda: None  # noqa: E731  the stream leaves
+            return stream
+        except ClientDisconnect:
+            if model is not None:
+                self._metrics.disconnects.labels(model).inc()
+            raise
+        finally:
+            leave()
+
+    def _work(self, asked: GenerationRequest, prompt: list[int]) -> tuple[Work, str]:
+        """Return what is to be done for a request, and the placement that does it."""
         room = room_for(len(prompt), self._text.context_tokens, asked.most_tokens)
         placement = self._placement_for(asked, len(prompt) + (asked.most_tokens or 0))
         sampling = Sampling(
@@ -150,27 +179,9 @@ class Endpoint:
             stops=asked.stops,
             seconds=self._gate.limits.most_seconds,
         )
-        model = f"{self._release.name}-{placement}"
-        leave = self._gate.enter()
-        try:
-            answering = Answering(self._metrics, model, pieces(work, self._text.tokenizer), len(prompt))
-            shape = AnswerShape(kind, model)
-            if not asked.stream:
-                return JSONResponse(await or_disconnected(request, answering.whole(shape)))
-            # The first tokens are waited for, so that an engine that is gone can still be told by the status.
-            await or_disconnected(request, answering.begin())
-            counted = asked.stream_options is not None and asked.stream_options.include_usage
-            stream = EventStream(answering.events(shape, counted), leave)
-            leave = lambda: None  # noqa: E731  the stream leaves
-            return stream
-        except ClientDisconnect:
-            self._metrics.disconnects.labels(model).inc()
-            raise
-        finally:
-            leave()
+        return work, placement
 
     def _placement_for(self, asked: GenerationRequest, num_tokens: int) -> str:
-        self._check_model(asked.model)
         if asked.model != self._release.router:
             return self._release.models[asked.model]
         policy = asked.policy

@@ -1,11 +1,11 @@
 """From what a person writes to the tokens that a model reads, and whether they fit."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from apriel_assets.errors import UserError
+from apriel_assets.evaluation.chat_templates import templated
 
 
 def completion_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -17,13 +17,13 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     """Return a conversation's tokens, up to where the answer begins.
 
     A tokenizer without a chat template, as of a base model, gets the messages' texts, one a line.
+
+    Raises:
+        UserError: a template that does not take these messages.
     """
     if not getattr(tokenizer, "chat_template", None):
         return completion_prompt(tokenizer, "\n".join(message["content"] for message in messages))
-    encoded: Any = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], add_generation_prompt=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
+    return list(templated(tokenizer, messages, return_dict=True)["input_ids"])
 
 
 def room_for(num_prompt_tokens: int, limit: int, wanted: int | None) -> int:

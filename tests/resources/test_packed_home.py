@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from apriel_assets.chosen_model import Found
 from apriel_assets.errors import UserError
 from resources.artifact_store import ArtifactStore
 from resources.packed_home import pack_home, unpack_home
@@ -77,6 +78,20 @@ def test_weights_that_nothing_needs_stay_behind_and_the_artifact_says_so(home, t
     pack_home(tmp_path / "other", tmp_path / "again", set())
     unpack_home(tmp_path / "again", tmp_path / "third")
     assert artifact(tmp_path / "third", "h1/h2").left_out == ["checkpoint/model.safetensors"]
+
+
+def test_a_model_whose_weights_stayed_behind_is_refused_by_that_reason(home, tmp_path):
+    pack_home(home, tmp_path / "packed", set())
+    unpack_home(tmp_path / "packed", tmp_path / "other")
+    model = Found(
+        name="h2",
+        directory=artifact(tmp_path / "other", "h1/h2").path / "checkpoint",
+        home=tmp_path / "other",
+    )
+    with pytest.raises(
+        UserError, match=r"h2: its weights were left behind when the home was packed; .*h1/h2/a1"
+    ):
+        model.load()
 
 
 def test_other_damage_is_still_found(home, tmp_path):

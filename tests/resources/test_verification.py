@@ -1,9 +1,11 @@
 """Every bit of a home that has a hash counts: flipped anywhere, it is told, and what mends it is said."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +74,24 @@ def test_every_flipped_bit_is_told(home):
     assert found["missed"] == []
     assert set(found["told"]) == {"artifacts", "lake", "work", "scores", "format.json"}
     assert set(found["not_covered"]) <= {"catalog.duckdb"}
+
+
+def test_a_database_with_a_damaged_schema_is_told_whatever_its_names_became(tmp_path):
+    """SQLite's message repeats names of the file, which are no text any more."""
+    path = tmp_path / "dagster" / "runs.db"
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("create table runs (name text not null, number integer not null unique)")
+        database.execute("create index by_name on runs (name)")
+        database.execute("insert into runs values ('one', 1)")
+        database.commit()
+    good = path.read_bytes()
+    told = []
+    for at in range(good.index(b"by_name"), good.index(b"(name)") + 6):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 0x80]) + good[at + 1 :])
+        told += [own.path for own in verify_home(tmp_path).damage]
+    assert len(told) > 20
+    assert set(told) == {"dagster/runs.db"}
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ class Services:
             }
         (home / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(config))
         self._processes: dict[str, subprocess.Popen] = {}
+        self._commands: dict[str, list[str]] = {}
         module = ["-m", "apriel_assets.definitions", "--location-name", LOCATION]
         code = ["code-server", "start", "-h", "127.0.0.1", "-p", str(code_port), *module]
         self._start("code", [sys.executable, "-m", "dagster", *code])
@@ -62,6 +63,7 @@ class Services:
         self._start("daemon", [sys.executable, str(DAEMON), "run", "-w", str(workspace)])
 
     def _start(self, name: str, command: list[str]) -> None:
+        self._commands[name] = command
         environment = {
             **os.environ,
             "APRIEL_HOME": str(self.home),
@@ -80,6 +82,18 @@ class Services:
                 preexec_fn=die_with_parent,
                 cwd=Path(__file__).parent.parent.parent,
             )
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL some of them at once, each with all that it has started."""
+        for name in names:
+            os.killpg(self._processes[name].pid, signal.SIGKILL)
+        for name in names:
+            self._processes[name].wait()
+
+    def start_again(self, *names: str) -> None:
+        """Start what was killed, as it was."""
+        for name in names:
+            self._start(name, self._commands[name])
 
     def logs(self) -> str:
         return "\n".join(

@@ -8,7 +8,6 @@ import datetime
 import json
 import logging
 import shutil
-import time
 
 import dagster as dg
 import pytest
@@ -18,9 +17,9 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from apriel_assets.workspace import open_workspace
-from resources.home import open_instance
 from resources.lake import Lake
 from tests.sensors.services import Services
+from tests.sensors.watched_home import World
 
 RESULTS = {"leaderboard", "report"}
 
@@ -66,83 +65,6 @@ EDITS = {
         {"allocations", *FOUND, *measured("b70")},
     ),
 }
-
-
-class World:
-    """The home under the daemon's care, and what happens to it."""
-
-    def __init__(self, home, recipe, services):
-        self.home, self.recipe, self.services = home, recipe, services
-        self.instance = open_instance(home)
-        self._seen = {run.run_id for run in self.instance.get_runs()}
-
-    def edit(self, content, comment=""):
-        self.recipe.write_text(comment + yaml.safe_dump(content))
-        assert self.services.reload()["locationOrLoadError"]["__typename"] == "RepositoryLocation"
-
-    def wait(self, condition, seconds=300):
-        until = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < until, f"{self.ticks('reconcile')}\n{self.services.logs()}"
-            time.sleep(0.3)
-
-    def until_quiet(self):
-        """Wait until the sensor has said twice, with nothing under way, that all is up to date."""
-        since = time.time()
-
-        def all_well():
-            new = [run for run in self.instance.get_runs(limit=20) if run.run_id not in self._seen]
-            failed = [run.run_id for run in new if run.status.value == "FAILURE"]
-            assert not failed, f"{failed}\n{self.services.logs()}"
-            return all(run.is_finished for run in new)
-
-        self.wait(
-            lambda: (
-                all_well()
-                and len(
-                    [
-                        tick
-                        for tick in self.ticks("reconcile")[:3]
-                        if tick["timestamp"] > since and tick["skipReason"] == "everything is up to date"
-                    ]
-                )
-                >= 2
-            )
-        )
-
-    def ticks(self, sensor):
-        query = """query ($of: SensorSelector!) {sensorOrError(sensorSelector: $of) {... on Sensor {
-            sensorState {ticks(limit: 5) {timestamp status skipReason error {message}}}}}}"""
-        of = {
-            "repositoryName": "__repository__",
-            "repositoryLocationName": "apriel_assets",
-            "sensorName": sensor,
-        }
-        return self.services.query(query, of=of)["sensorOrError"]["sensorState"]["ticks"]
-
-    def new_materializations(self):
-        """Return (asset, partition) of everything that was materialized since the last call, by any run."""
-        runs = [run for run in self.instance.get_runs() if run.run_id not in self._seen]
-        self._seen |= {run.run_id for run in runs}
-        assert {run.status.value for run in runs} <= {"SUCCESS"}, self.services.logs()
-        events = [
-            event.asset_materialization
-            for run in runs
-            for event in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
-        ]
-        return [(own.asset_key.to_user_string(), own.partition) for own in events if own]
-
-    def built(self):
-        return {path.parent.parent for path in self.home.glob("artifacts/**/provenance.json")}
-
-    def stale_in_ui(self):
-        query = "{assetNodes {assetKey {path} staleStatus isPartitioned}}"
-        nodes = self.services.query(query)["assetNodes"]
-        return {
-            "/".join(node["assetKey"]["path"])
-            for node in nodes
-            if node["staleStatus"] != "FRESH" and not node["isPartitioned"]
-        } - {"recipe"}
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """Text as it comes: the pieces add up to the whole, and nothing of a stop string gets out."""
 
+import random
+
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse, Replace, Sequence
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -48,6 +51,34 @@ def test_stop_strings_over_several_tokens(byte_tokenizer, stop, expected):
     found, stream = pieces(byte_tokenizer, text, stop)
     assert "".join(found) == expected
     assert stream.stopped == (expected != text)
+
+
+@pytest.fixture(scope="module")
+def fallback_tokenizer():
+    """Characters, and bytes for all others, as Llama 2 and Mistral have them: the text of a run of bytes may change."""
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abc"]
+    vocab = {name: index for index, name in enumerate(names)}
+    tokenizer = Tokenizer(BPE(vocab, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = Sequence([Replace("▁", " "), ByteFallback(), Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_bytes_that_make_earlier_ones_invalid_end_no_stream(fallback_tokenizer):
+    stream = TextStream(fallback_tokenizer)
+    a, bytes_of_a, invalid = (
+        fallback_tokenizer.convert_tokens_to_ids(own) for own in ("a", "<0x61>", "<0xFF>")
+    )
+    found = [stream.push(token) for token in (a, bytes_of_a, invalid, invalid, a, a)]
+    assert "".join(found).startswith("aa")
+    assert "".join(found).endswith("aa")
+
+
+def test_any_tokens_of_bytes_are_text(fallback_tokenizer):
+    lot = random.Random(0)
+    for _ in range(300):
+        stream = TextStream(fallback_tokenizer, ["zz"])
+        parts = [stream.push(lot.randrange(len(fallback_tokenizer))) for _ in range(40)]
+        "".join([*parts, stream.finish()]).encode()
 
 
 def test_what_may_begin_a_stop_string_is_held_back(byte_tokenizer):

@@ -14,6 +14,8 @@ from apriel_assets.hybrid.model import HybridForCausalLM
 from apriel_assets.serving.prompts import completion_prompt
 from apriel_assets.serving.sampling import Sampling
 from apriel_assets.serving.terminal_text import write
+from tests.fuzzing import fuzz, lengths
+from tests.serving import http_inputs
 from tests.serving.served import Served, is_up
 
 pytest.importorskip("prometheus_client")
@@ -185,6 +187,43 @@ def test_other_paths_and_methods_are_refused_in_json(served):
     for path, expected in (("/v1/nothing", 404), ("/v1/models/gpt", 404), ("/v1/completions", 405)):
         code, body = served.get(path)
         assert (code, "error" in json.loads(body)) == (expected, True)
+
+
+@pytest.fixture
+def unharmed(served):
+    """The server must be as well after a test as before."""
+    before = served.health()["engines"]
+    yield served
+    assert served.health() == {"status": "ok", "engines": before}
+    served.wait(lambda own: running(own) == 0, 20)
+    log = served.log.read_text()
+    assert "Traceback" not in log
+    assert "refused" not in log  # by an engine: the endpoint checks before it asks
+
+
+@lengths(short=120, long=20_000)
+def test_any_json_is_answered_or_refused(num_inputs, unharmed):
+    def check(case):
+        http_inputs.check_answered(http_inputs.post(unharmed.port, *case))
+
+    fuzz(num_inputs, http_inputs.json_requests(), check)
+
+
+@lengths(short=60, long=20_000)
+def test_any_bytes_as_a_body_are_answered_or_refused(num_inputs, unharmed):
+    def check(case):
+        http_inputs.check_answered(http_inputs.post(unharmed.port, *case))
+
+    fuzz(num_inputs, http_inputs.BYTES, check)
+
+
+@lengths(short=60, long=20_000)
+def test_no_head_is_a_fault_of_the_servers(num_inputs, unharmed):
+    def check(content):
+        answer = http_inputs.send(unharmed.port, content)
+        assert all(status < 500 for status in http_inputs.statuses(answer)), answer[:500]
+
+    fuzz(num_inputs, http_inputs.heads(), check)
 
 
 def metric(served, name, **labels):

@@ -53,9 +53,9 @@ def flip_bits(home: Path, flips: int, seed: int) -> dict[str, Any]:
     Every file has the same chance, whatever its size.
     """
     lot, told, untold, missed = random.Random(seed), Counter(), Counter(), []
-    files = sorted(path for path in home.rglob("*") if path.is_file() and path.stat().st_size)
     for _ in range(flips):
-        path = lot.choice(files)
+        # Listed anew: what says when a damaged artifact's large files were last hashed is removed with the first flip.
+        path = lot.choice(sorted(path for path in home.rglob("*") if path.is_file() and path.stat().st_size))
         before = path.read_bytes()
         place = flip(path, lot)
         family = path.relative_to(home).parts[0]

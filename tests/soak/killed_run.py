@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ class Journal:
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(self, event: str, **facts: Any) -> None:
-        os.write(self._handle, (json.dumps({"event": event, **facts}) + "\n").encode())
+        line = json.dumps({"event": event, "clock_s": round(time.monotonic(), 3), **facts})
+        os.write(self._handle, f"{line}\n".encode())
 
     def progress(self, step: str, done: int, total: int, figures: dict[str, float]) -> None:
         self.write("progress", step=step, done=done, total=total)

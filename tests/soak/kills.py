@@ -1,58 +1,42 @@
 """Kill `apriel run` at random moments, over and over, and look whether anything is lost, torn or done twice.
 
     python -m tests.soak.kills --kills 200
+    python -m tests.soak.kills --kills 200 --recipe quickstart --mean 4
 
 Each life of the run ends by SIGKILL, by SIGTERM or by a power cut (SIGKILL, then everything that was not flushed is
 lost by lot), until one gets to the end; then the next round begins with an empty home. After each life the whole home
 is verified. After each round its tables are compared with those of a run that nobody disturbed, and its journals say
 what was done more than once. Lives are as long as atoms': each moment of them is as likely the last as any other, most
-from the first thing that they build on, some from their start. They are counted in processor seconds, so that a busy
-machine does not move the ends to the start. Lives are forked from a process that has loaded torch already;
-`--start exec` loads it each time.
+from the first thing that they build on, some from their start. A step that always begins again would never end so:
+after a life that left nothing behind to go on from, the next one's mean is twice as long, and after three of them the
+clock of the next begins when it has left something. Lives are counted in processor seconds, so that a busy machine does
+not move the ends to the start. They are forked from a process that has loaded torch already; `--start exec` loads it
+each time.
+
+A recipe that measures costs leads each run elsewhere. There a round is compared with an undisturbed run that was given
+the round's costs (`measured_costs.py`).
 """
 
 import argparse
 import contextlib
 import json
-import multiprocessing
-import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import psutil
+from tests.soak.killed_run import read_journal
+from tests.soak.lives import ENDS, Driver, Life
+from tests.soak.measured_costs import measures_costs, with_costs_of
+from tests.soak.repeated_work import repeated_work
 
-from tests.soak.killed_run import PRELOADED, live, read_journal
-
-ENDS = ("kill", "term", "power")
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "soak_kills.json"
-_PATIENCE_S = 1800.0  # for a run to end by itself, or after SIGTERM
-_POLL_S = 0.03
-_ENDED_AT_START = (
-    0.2  # share of lives whose clock begins with the process; that of others with the first build
-)
 
-
-@dataclass
-class Life:
-    """One process, from its start to its end."""
-
-    end: str  # kill, term, power, or none: it came to its own end
-    code: int
-    seconds: float  # of processor time
-    stage: str  # what it was building when it ended
-    events: list[dict[str, Any]] = field(repr=False)
-    torn_files: int = 0
-    undone_renames: int = 0
+_FRUITLESS = 3  # lives in a row that may leave nothing behind
 
 
 @dataclass
@@ -70,123 +54,25 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-class Driver:
-    """Starts lives of one recipe and ends them."""
-
-    def __init__(
-        self, recipe: Path, scratch: Path, *, seed: int, start: str = "fork", select: str = "*"
-    ) -> None:
-        self.recipe, self.scratch, self.start, self.select = recipe, scratch, start, select
-        self.lot = random.Random(seed)
-        self._lives = 0
-        self._forks = multiprocessing.get_context("forkserver")
-        self._forks.set_forkserver_preload(PRELOADED)
-
-    def live(self, home: Path, end: str | None, moment_s: float) -> Life:
-        """Let one process live; `end` it after so many processor seconds if it has not ended; None: let it be."""
-        self._lives += 1
-        journal, output = (self.scratch / f"{self._lives}.{kind}" for kind in ("journal", "output"))
-        arguments = ["run", "--recipe", str(self.recipe), "--home", str(home), "--json"]
-        arguments += ["--select", self.select]
-        since_ns = time.time_ns()
-        code, seconds = self._watched(arguments, journal, output, end, moment_s)
-        events = read_journal(journal)
-        was_ended = code in (-signal.SIGKILL, -signal.SIGTERM, 130)
-        found = Life(end if was_ended and end else "none", code, seconds, _stage(events), events)
-        if found.end == "none" and code != 0:
-            raise AssertionError(f"exit code {code}: {output.read_text()[-4000:]}")
-        if found.end == "term" and "Traceback" in output.read_text():
-            raise AssertionError(f"SIGTERM left a traceback: {output.read_text()[-4000:]}")
-        if found.end == "power":
-            from tests.soak.power_loss import lose_power
-
-            lost = lose_power(home, events, since_ns, self.lot)
-            found.torn_files, found.undone_renames = lost["torn_files"], lost["undone_renames"]
-        return found
-
-    def _watched(
-        self, arguments: list[str], journal: Path, output: Path, end: str | None, moment_s: float
-    ) -> tuple[int, float]:
-        """Start a process and end it in time; return its exit code and how many processor seconds it had."""
-        number = signal.SIGTERM if end == "term" else signal.SIGKILL
-        with self._started(arguments, journal, output, records_syncs=end == "power") as (pid, ended):
-            until, had, since = time.monotonic() + _PATIENCE_S, 0.0, None
-            if self.lot.random() < _ENDED_AT_START:
-                since = 0.0
-            while (code := ended(_POLL_S)) is None:
-                assert time.monotonic() < until, f"no end after {_PATIENCE_S:g} s"
-                had = _processor_seconds(pid, had)
-                if since is None and journal.exists() and '"begin"' in journal.read_text():
-                    since = had
-                if end and since is not None and had - since >= moment_s:
-                    os.kill(pid, number)
-                    code = ended(_PATIENCE_S)
-                    assert code is not None, f"no end {_PATIENCE_S:g} s after signal {number}"
-                    break
-            return code, had
-
-    @contextlib.contextmanager
-    def _started(
-        self, arguments: list[str], journal: Path, output: Path, *, records_syncs: bool
-    ) -> Iterator[tuple[int, Callable[[float], int | None]]]:
-        """Yield the process's id, and what waits so many seconds for its exit code."""
-        if self.start == "fork":
-            given = {"args": (arguments, journal, output), "kwargs": {"records_syncs": records_syncs}}
-            own = self._forks.Process(target=live, **given)
-            own.start()
-
-            def ended(seconds: float) -> int | None:
-                own.join(seconds)
-                return own.exitcode
-
-            yield own.pid or 0, ended
-            own.close()
-            return
-        chosen = {"arguments": arguments, "journal": str(journal), "output": str(output)}
-        order = json.dumps({**chosen, "records_syncs": records_syncs})
-        process = subprocess.Popen([sys.executable, "-m", "tests.soak.killed_run", order])
-
-        def waited(seconds: float) -> int | None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(seconds)
-            return None
-
-        yield process.pid, waited
-
-
-def _processor_seconds(pid: int, before: float) -> float:
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return before  # it has ended
-    return times.user + times.system
-
-
-def _stage(events: list[dict[str, Any]]) -> str:
-    """Return what was being built at the end of a life: a family of assets, `between` or `start`."""
-    for own in reversed(events):
-        if own["event"] == "begin":
-            return own["asset"].split("/")[0]
-        if own["event"] == "end":
-            return "between"
-    return "start"
-
-
-def work_done(lives: list[Life]) -> Counter:
-    """Return how often each unit of progress was reported, by (step, done of all)."""
-    return Counter(
-        (own["step"], own["done"], own["total"])
-        for life in lives
-        for own in life.events
-        if own["event"] == "progress"
-    )
-
-
 def visible(home: Path) -> set[tuple[str, str]]:
     """Return the asset and address of every artifact that a reader would find."""
     found = home.glob("artifacts/**/provenance.json")
     own = [path.parent.relative_to(home / "artifacts") for path in found]
     return {(str(path.parent), path.name) for path in own if not path.name.startswith(".")}
+
+
+def footholds(home: Path) -> set[tuple[str, int]]:
+    """Return what a further run goes on from: artifacts, saved training states, kept scores, by name and size."""
+    patterns, found = ("artifacts/**/provenance.json", "work/**/step-*/state.json", "scores/**/*.*"), set()
+    for path in (path for pattern in patterns for path in home.glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):  # replaced just now
+            found.add((str(path), path.stat().st_size))
+    return found
+
+
+def leaving(home: Path, held: set[tuple[str, int]]) -> Callable[[], bool]:
+    """Return what tells whether there is more to go on from by now."""
+    return lambda: bool(footholds(home) - held)
 
 
 def home_problems(home: Path) -> tuple[list[str], int]:
@@ -204,94 +90,87 @@ def home_problems(home: Path) -> tuple[list[str], int]:
 def one_round(
     driver: Driver, home: Path, found: Findings, mean_s: float, most_kills: int, undisturbed: list[Life]
 ) -> None:
+    """Kill a run on an empty home until it gets to its end, and compare what it did with the undisturbed one."""
+    lives = killed_lives(driver, home, found, mean_s, most_kills)
+    found.rounds += 1
+    repeated = repeated_work(driver.recipe, lives, undisturbed)
+    found.repeated_steps += repeated.steps
+    found.most_repeated_steps_per_kill = max(found.most_repeated_steps_per_kill, repeated.most_per_kill)
+    found.problems += repeated.problems
+
+
+def killed_lives(driver: Driver, home: Path, found: Findings, mean_s: float, most_kills: int) -> list[Life]:
     """Kill a run on an empty home until it gets to its end, or there were enough kills: then let it end."""
     lives: list[Life] = []
+    fruitless = 0
     while not lives or lives[-1].end != "none":
-        before = visible(home)
+        before, held = visible(home), footholds(home)
         end = driver.lot.choice(ENDS) if found.kills.total() < most_kills else None
-        life = driver.live(home, end, driver.lot.expovariate(1 / mean_s))
+        patient = fruitless == _FRUITLESS
+        moment_s = driver.lot.expovariate(1 / (mean_s if patient else mean_s * 2**fruitless))
+        life = driver.live(home, end, moment_s, leaving(home, held) if patient else None)
         lives.append(life)
         again = {(own["asset"], own["address"]) for own in life.events if own["event"] == "begin"} & before
-        found.problems += [f"finished and built again: {asset}/{address}" for asset, address in sorted(again)]
-        if life.end != "none":
-            found.kills[life.end] += 1
-            found.stages[life.stage] += 1
-            found.torn_files += life.torn_files
-            found.undone_renames += life.undone_renames
         problems, artifacts = home_problems(home)
-        found.problems += [f"after {life.end} in {life.stage}: {problem}" for problem in problems]
-        found.verified_artifacts += artifacts
-        print(f"{found.kills.total()} {life.end} after {life.seconds:.1f} s in {life.stage}", flush=True)
-    found.rounds += 1
-    _count_repeated(driver, lives, undisturbed, found)
+        problems = [f"after {life.end} in {life.stage}: {own}" for own in (life.problem, *problems) if own]
+        problems += [f"finished and built again: {asset}/{address}" for asset, address in sorted(again)]
+        _count(life, problems, artifacts, found)
+        if footholds(home) - held:
+            fruitless = 0
+        elif life.stage not in ("start", "between"):
+            fruitless = min(fruitless + 1, _FRUITLESS)
+        print(
+            found.kills.total(),
+            life.end,
+            f"after {life.seconds:.1f} s in {life.stage}",
+            *problems,
+            flush=True,
+        )
+    return lives
 
 
-def _count_repeated(driver: Driver, lives: list[Life], undisturbed: list[Life], found: Findings) -> None:
-    """Compare what trainings reported with the undisturbed run: at most one interval more per kill in them."""
-    from apriel_assets.recipe import load_recipe
-
-    interval = max(_save_intervals(load_recipe(str(driver.recipe)).model_dump()))
-    trained = {
-        own["asset"]
-        for life in undisturbed
-        for own in life.events
-        if own["event"] == "begin" and _trains(own["asset"])
-    }
-    done, once = work_done(lives), work_done(undisturbed)
-    for asset in trained:
-        more = sum(count - once[unit] for unit, count in done.items() if unit[0] == asset)
-        kills = sum(_was_building(life, asset) for life in lives if life.end != "none")
-        found.repeated_steps += more
-        if kills:
-            found.most_repeated_steps_per_kill = max(found.most_repeated_steps_per_kill, more / kills)
-        if not 0 <= more <= kills * interval:
-            found.problems.append(f"{asset}: {more} steps more than once, {kills} kills, interval {interval}")
-        if set(once) - set(done) and {unit for unit in once if unit[0] == asset} - set(done):
-            found.problems.append(f"{asset}: steps of the undisturbed run are missing")
-
-
-def _trains(asset: str) -> bool:
-    return asset in ("supernet", "h1/sft", "release/sft") or (
-        asset.startswith("h1/h") and asset.count("/") == 1
-    )
-
-
-def _was_building(life: Life, asset: str) -> bool:
-    own = [event for event in life.events if event.get("asset") == asset]
-    return bool(own) and own[-1]["event"] == "begin"
-
-
-def _save_intervals(values: Any) -> list[int]:
-    if not isinstance(values, dict):
-        return []
-    own = [values["save_every"]] if "save_every" in values else []
-    return own + [number for value in values.values() for number in _save_intervals(value)]
+def _count(life: Life, problems: list[str], num_artifacts: int, found: Findings) -> None:
+    found.problems += problems
+    found.verified_artifacts += num_artifacts
+    if life.end == "none":
+        return
+    found.kills[life.end] += 1
+    found.stages[life.stage] += 1
+    found.torn_files += life.torn_files
+    found.undone_renames += life.undone_renames
 
 
 def soak(driver: Driver, kills: int, mean_s: float, most_rounds: int = 10_000) -> Findings:
     """Run rounds until there were enough kills, or so many rounds; return what was found."""
-    from apriel_assets.recipe import load_recipe
-    from tests.soak.same_tables import differing_tables
-
     found, whole = Findings(), driver.scratch / "undisturbed"
     journal = driver.scratch / "undisturbed.journal"
     if not journal.exists():  # else of an earlier soak in the same place
         driver.live(whole, None, 0.0)
         (driver.scratch / "1.journal").rename(journal)
     undisturbed = [Life("none", 0, 0.0, "between", read_journal(journal))]
-    name = load_recipe(str(driver.recipe)).name
     while found.kills.total() < kills and found.rounds < most_rounds:
         home = driver.scratch / f"round-{found.rounds}"
         one_round(driver, home, found, mean_s, kills, undisturbed)
-        different = differing_tables(whole, home, name)
-        found.problems += [f"round {found.rounds}: not as undisturbed: {table}" for table in different]
+        found.problems += compared(driver, whole, home)
         again = driver.live(home, None, 0.0)
         if any(own["event"] == "begin" for own in again.events):
-            found.problems.append(f"round {found.rounds}: a further run built something")
+            found.problems.append(f"{home.name}: a further run built something")
         if found.problems:
             break  # the home stays as it is, to be looked at
         shutil.rmtree(home)
     return found
+
+
+def compared(driver: Driver, undisturbed: Path, home: Path) -> list[str]:
+    """Return in which tables a round differs from an undisturbed run, with the same costs if they were measured."""
+    from apriel_assets.recipe import load_recipe
+    from tests.soak.same_tables import differing_tables
+
+    if measures_costs(undisturbed):
+        undisturbed = with_costs_of(undisturbed, home, driver.scratch / f"{home.name}-undisturbed")
+        driver.live(undisturbed, None, 0.0)
+    different = differing_tables(undisturbed, home, load_recipe(str(driver.recipe)).name)
+    return [f"{home.name}: not as undisturbed: {table}" for table in different]
 
 
 def main() -> int:
@@ -301,7 +180,9 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipe", type=Path, help="default: a tiny one that has every stage")
+    parser.add_argument(
+        "--recipe", type=Path, help="file or shipped name; default: a tiny one that has every stage"
+    )
     parser.add_argument(
         "--mean",
         type=float,
@@ -314,6 +195,7 @@ def main() -> int:
     given = parser.parse_args()
     scratch = given.scratch or Path(tempfile.mkdtemp(prefix="apriel-kills-"))
     scratch.mkdir(parents=True, exist_ok=True)
+    recipe = "" if given.recipe is None else f" --recipe {given.recipe.name}"
     if given.recipe is None:
         from tests.soak.soak_recipe import write_soak_recipe
 
@@ -322,7 +204,7 @@ def main() -> int:
     found = soak(Driver(given.recipe, scratch, seed=given.seed, start=given.start), given.kills, given.mean)
     report = {
         "command": f"python -m tests.soak.kills --kills {given.kills} --seed {given.seed} --mean {given.mean:g} "
-        f"--start {given.start}",
+        f"--start {given.start}{recipe}",
         "recipe": given.recipe.name,
         "minutes": round((time.monotonic() - began) / 60, 1),
         **{name: dict(own) if isinstance(own, Counter) else own for name, own in vars(found).items()},

@@ -1,5 +1,6 @@
 """The short version of the kill driver: a few kills of each kind, of a run up to its first trained checkpoint."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -11,7 +12,9 @@ import pytest
 
 from resources.atomic import created_directory, replaced_file
 from tests.soak.killed_run import Journal, read_journal
-from tests.soak.kills import ENDS, Driver, soak
+from tests.soak.kills import Findings, killed_lives, soak, visible
+from tests.soak.lives import ENDS, Driver, Life
+from tests.soak.measured_costs import with_costs_of
 from tests.soak.power_loss import lose_power, syncs_told
 from tests.soak.soak_recipe import write_soak_recipe
 
@@ -25,6 +28,51 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not(tmp_path):
     assert found.problems == []
     assert found.kills.total() > 0
     assert set(found.kills) <= set(ENDS)
+
+
+def write_artifacts(home: Path, **inputs: list[str]) -> None:
+    for asset, own in inputs.items():
+        path = home / "artifacts" / asset.replace("_of_", "/") / "a1"
+        path.mkdir(parents=True)
+        content = {"home": home.name, "inputs": dict.fromkeys(own, "version")}
+        (path / "provenance.json").write_text(json.dumps(content))
+
+
+def test_what_follows_from_costs_is_built_anew_from_the_costs_of_another(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    followers = {"model": ["costs/gdn"], "search": ["model@0.5", "traces"], "evals_of_b": ["search@0.5"]}
+    write_artifacts(
+        one, costs_of_gdn=["teacher"], teacher=[], traces=[], evals_of_teacher=["teacher"], **followers
+    )
+    write_artifacts(other, costs_of_gdn=["teacher"], teacher=[])
+    home = with_costs_of(one, other, tmp_path / "home")
+    kept = {
+        own.parent.parent.name: json.loads(own.read_text())["home"] for own in home.rglob("provenance.json")
+    }
+    assert kept == {"gdn": "other", "teacher": "one", "traces": "one"}
+    assert {asset for asset, _ in visible(home)} == {"costs/gdn", "teacher", "traces", "evals/teacher"}
+
+
+def test_a_step_that_is_longer_than_lives_comes_to_its_end(tmp_path):
+    """Lives that leave nothing behind do not go on for ever: after three the next one is let get on."""
+    asked, home = [], tmp_path / "home"
+
+    class MadeUp:
+        recipe, lot = tmp_path, random.Random(0)
+
+        def live(self, home, end, moment_s, begun=None):
+            asked.append((moment_s, begun is not None))
+            if begun is not None:
+                (home / "artifacts" / "long" / "a1").mkdir(parents=True)
+                (home / "artifacts" / "long" / "a1" / "provenance.json").write_text("{}")
+                assert begun()
+                return Life("none", 0, 1.0, "between", [])
+            return Life("kill", -9, 1.0, "long", [])
+
+    home.mkdir()
+    lives = killed_lives(MadeUp(), home, Findings(), mean_s=1.0, most_kills=100)
+    assert [life.end for life in lives] == ["kill"] * 3 + ["none"]
+    assert [patient for _, patient in asked] == [False] * 3 + [True]
 
 
 def whole(path: Path) -> None:
