@@ -151,7 +151,7 @@ def stages(given: argparse.Namespace) -> list[Stage]:
         f"name={load_recipe(given.recipe, overlays).name}-surrogate",
     )
     # What reads the supernet, the largest artifact, comes before the matryoshka that replaces it.
-    searched = ("finalists", "audit", "cost_check", *_evals(["b*"], timed=timed))
+    searched = ("finalists", "audit", *(["cost_check"] if timed else []), *_evals(["b*"], timed=timed))
     shipped = () if timed else _evals(["safe", "turbo*"], timed=timed)
     return [
         *found[:-1],

@@ -2,15 +2,17 @@
 
     python benchmarks/on_two_gpus.py --directory D --minutes 9 --smollm2 MODEL.gguf
 
-again and again until it exits with 0 (75: to be continued). Thin models leave most of a GPU idle, so several programs
-share each. What is timed runs first or last, alone on its GPU: costs before the procedures part, throughput when all
-else is done. Each program has a home of its own in the directory, and a log beside it; what it is: `jobs`.
-docs/fifty-layers.md says what comes out, and how one GPU does the same.
+again and again until it exits with 0 (75: to be continued; 1: a program failed, the next call starts it again). Thin
+models leave most of a GPU idle, so several programs share each. What is timed runs first or last, alone on its GPU:
+costs before the procedures part, throughput when all else is done, then SmolLM2. Each program has a home of its own in
+the directory, and a log beside it; what it is: `jobs`. docs/fifty-layers.md says what comes out, and how one GPU does
+the same.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +27,8 @@ HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 # The first need the whole schedule, the others its first step: about as long each.
 LESSONS = {"orders": ("MMR", "staged"), "starts": ("order", "MIL", "DIL", "KIL", "reverse KL", "traces")}
-_END_S = 45.0  # to save what was cut, and to pack
+_END_S = 20.0  # to save what was cut
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +64,30 @@ def jobs(given: argparse.Namespace) -> list[Job]:
             after = () if given.teacher and gpu else ("start",)
             name = f"lessons-{kind}-{seed}"
             found.append(Job(name=name, gpu=gpu, script="lessons.py", arguments=own, after=after))
+    last = ("--join", str(given.directory / "h2"), *_results(given, "h100_50_layers"))
+    found.append(fifty("whole", "all", *last, after=[own.name for own in found], copied="h1"))
     if given.smollm2 is not None:
         own = ("--recipe", "h100-smollm2", "--set", f"teacher.model={given.smollm2}")
         own += _results(given, "h100_smollm2")
-        found.append(Job(name="smollm2", gpu=0, script="resumable_run.py", arguments=own, after=("start",)))
-    last = ("--join", str(given.directory / "h2"), *_results(given, "h100_50_layers"))
-    found.append(fifty("whole", "all", *last, after=[own.name for own in found], copied="h1"))
-    return [own for own in found if not given.jobs or own.name in given.jobs]
+        names = tuple(job.name for job in found)
+        found.append(Job(name="smollm2", gpu=0, script="resumable_run.py", arguments=own, after=names))
+    return _chosen(given, found)
+
+
+def _chosen(given: argparse.Namespace, found: list[Job]) -> list[Job]:
+    """Return the jobs that were asked for.
+
+    Raises:
+        SystemExit: a name that none has, or a job that begins as a copy of what is neither asked for nor there.
+    """
+    names = given.jobs or [job.name for job in found]
+    if unknown := sorted(set(names) - {job.name for job in found}):
+        raise SystemExit(f"--jobs {' '.join(unknown)}: there are {', '.join(job.name for job in found)}")
+    chosen = [job for job in found if job.name in names]
+    for job in chosen:
+        if job.copied not in (None, *names) and not (given.directory / job.copied).is_dir():
+            raise SystemExit(f"--jobs {job.name} begins as a copy of {job.copied}; add that, or run it first")
+    return chosen
 
 
 def _results(given: argparse.Namespace, name: str) -> tuple[str, ...]:
@@ -85,12 +105,18 @@ class Session:
 
     def run(self) -> int:
         """Return 0 when all is done, 75 when there is more to do, 1 if a program failed."""
-        while True:
-            self._start()
-            if not self.running:
-                break
-            time.sleep(0.5)
-            self._collect()
+        try:
+            while True:
+                self._start()
+                if not self.running:
+                    break
+                time.sleep(_POLL_S)
+                self._collect()
+        finally:  # of an error or an interrupt: no program goes on without us
+            for process in self.running.values():
+                process.terminate()
+            for process in self.running.values():
+                process.wait()
         if self.failed:
             return EXIT_CODES["failed"]
         return EXIT_CODES["done" if all(map(self._is_done, self.jobs)) else "cut"]
@@ -111,17 +137,13 @@ class Session:
 
     def _started(self, job: Job, left_s: float) -> subprocess.Popen:
         home = self.given.directory / job.name
-        if job.copied is not None and not home.exists():
-            draft = home.with_name(f".{home.name}.draft")
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(self.given.directory / job.copied, draft)
-            draft.rename(home)
+        if job.copied is not None:
+            _copy(self.given.directory / job.copied, home)
         teacher = self.given.teacher or self.given.directory / "start" / TEACHER
-        if teacher.exists() and not (home / TEACHER).exists():
-            shutil.copytree(teacher, home / TEACHER)
+        if teacher.exists():
+            _copy(teacher, home / TEACHER)
         command = [sys.executable, str(HERE / job.script), "--home", str(home)]
         command += ["--minutes", f"{left_s / 60:.2f}", *job.arguments]
-        command += ["--carry", str(self.given.directory / f"{job.name}.packed")]
         print(f"{job.name}: started", flush=True)
         with (self.given.directory / f"{job.name}.log").open("a") as log:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(job))
@@ -145,6 +167,16 @@ class Session:
                 self.failed.add(name)
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy a directory, whole or not at all, if it is not there yet."""
+    if target.exists():
+        return
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(source, draft)
+    draft.rename(target)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Go on for as long as this call may take."""
     parser = argparse.ArgumentParser(
@@ -162,6 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("teacher", "smollm2"):
         if (path := getattr(given, name)) is not None:
             setattr(given, name, path.absolute())
+    # `kill` ends the programs, too: as an exception, it passes through the session.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     return Session(given).run()
 
 

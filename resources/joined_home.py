@@ -18,8 +18,9 @@ from resources.lake import Lake
 def join_home(other: Path, home: Path) -> int:
     """Copy into `home` what only `other` has of artifacts and result tables; return how many artifacts came.
 
-    Nothing may work on either meanwhile. What cuts it short leaves whole artifacts alone, and a second call takes the
-    rest. Training states and Dagster's records stay where they are.
+    An artifact that is there stays as it is, also one whose weights were left behind when its home was packed. Nothing
+    may work on either meanwhile. What cuts it short leaves whole artifacts alone, and a second call takes the rest.
+    Training states and Dagster's records stay where they are.
 
     Raises:
         UserError: one of them is no home, or of a format that this version does not read.

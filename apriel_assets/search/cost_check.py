@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -151,10 +152,11 @@ def _time_pair(
     """
     pair = ((FULL_ATTENTION,) * model.num_layers, placement)
     if config.phase != "prefill" and replays(model):
-        decode = {"decode": time_placements(model, pair, context, config)}
-        if config.phase == "decode":
-            return decode
-        return _time_pair(model, placement, context, replace(config, phase="prefill"), seed) | decode
+        with suppress(UserError):  # of a mixer that the runner does not know
+            decode = {"decode": time_placements(model, pair, context, config)}
+            if config.phase == "decode":
+                return decode
+            return decode | _time_pair(model, placement, context, replace(config, phase="prefill"), seed)
     tokens = random_tokens(model, config.batch_size, context, seed)
     samples: dict[str, tuple[list[float], list[float]]] = {"prefill": ([], []), "decode": ([], [])}
     before, began = model.placement, time.perf_counter()

@@ -22,10 +22,13 @@ from apriel_assets.search.config import CostsConfig
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
 
+# In one graph: a few thin layers alone take no longer than the host needs to launch the next graph.
+_STEPS_PER_GRAPH = 8
+
 
 def replays(model: "HybridForCausalLM") -> bool:
-    """Whether decoding is timed here: on a GPU, of models that the decode runner knows, as throughput is."""
-    if model.device.type != "cuda":
+    """Whether decoding is timed here: on a GPU, of models whose layers the decode runner knows, as throughput is."""
+    if not _on_gpu(model):
         return False
     try:
         check_decodable(model, 0)
@@ -46,7 +49,10 @@ def time_steps(
         model: what it computes does not matter, so caches hold random numbers.
         groups: layers; those of one follow each other, as in a model.
         context: tokens that each row holds.
-        config: batch size, how often, and how many steps each time.
+        config: batch size, how often, and how many graphs each time; `max_seconds_per_point` is for calls one by one.
+
+    Raises:
+        UserError: attention that the decode runner does not know.
     """
     # Projections are put into one matrix for good, so they must not become tensors of inference mode.
     with torch.inference_mode(False), torch.no_grad():
@@ -55,7 +61,7 @@ def time_steps(
             *rotation_table(model, context + 1),
         )
         steps = [_step(model, layers, clock, config.batch_size, context) for layers in groups]
-    return _least_in_turn(steps, [len(layers) for layers in groups], config, model.device)
+    return _least_in_turn(steps, [_STEPS_PER_GRAPH * len(layers) for layers in groups], config, model.device)
 
 
 def time_placements(
@@ -103,10 +109,15 @@ def _step(
     hidden_states = torch.randn(
         batch_size, model.config.get_text_config().hidden_size, dtype=model.dtype, device=model.device
     )
-    work = partial(_take, mixers, hidden_states, clock)
-    return graph_of(work, model.device) if model.device.type == "cuda" else work
+    work = partial(_take_steps, mixers, hidden_states, clock)
+    return graph_of(work, model.device) if _on_gpu(model) else work
 
 
-def _take(mixers: Sequence[StaticMixer], hidden_states: Tensor, clock: Clock) -> None:
-    for mixer in mixers:
-        mixer.step(hidden_states, clock)
+def _on_gpu(model: "HybridForCausalLM") -> bool:
+    return model.device.type == "cuda"
+
+
+def _take_steps(mixers: Sequence[StaticMixer], hidden_states: Tensor, clock: Clock) -> None:
+    for _ in range(_STEPS_PER_GRAPH):
+        for mixer in mixers:
+            mixer.step(hidden_states, clock)

@@ -43,9 +43,9 @@ def test_figures_fit_together():
         assert 0 < row["latency_p50_seconds"] <= row["latency_p95_seconds"] < 1
         assert row["peak_memory_bytes"] >= row["cache_bytes"]
         if row["phase"] == "decode":
-            # No more than that: a mean holds the time slices of whatever else is on the GPU, a median does not.
+            # A mean holds the time slices of whatever else is on the GPU, as the slowest steps do; a median does not.
             seconds = row["batch_size"] / row["tokens_per_s"]
-            assert 0.5 * row["latency_p50_seconds"] < seconds < 1
+            assert 0.5 * row["latency_p50_seconds"] < seconds < 1.05 * row["latency_p95_seconds"]
 
 
 def test_rates_are_a_gpus():

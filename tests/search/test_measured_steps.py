@@ -1,10 +1,15 @@
 """Decode steps timed as a GPU's are, here without graphs: exact under a clock that only mixers advance."""
 
+import gc
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from apriel_assets.errors import UserError
 from apriel_assets.evaluation import timed_decoding
 from apriel_assets.search import cost_check, measured, measured_steps
 from apriel_assets.search.config import CostsConfig
@@ -92,3 +97,43 @@ def test_whole_models_are_checked_against_what_their_layers_took():
 def test_only_models_on_a_gpu_that_the_runner_knows_are_timed_so(monkeypatch):
     monkeypatch.undo()
     assert not measured_steps.replays(make_hybrid())
+
+
+def test_what_a_graph_writes_to_lives_as_long_as_its_replay(monkeypatch):
+    """A graph knows addresses alone: caches that nobody else held were freed before the first replay."""
+    held = []
+    build = measured_steps.static_mixer
+
+    def noted(*args):
+        mixer = build(*args)
+        held.append(weakref.ref(mixer))
+        return mixer
+
+    class Graph:
+        def replay(self):
+            gc.collect()
+            assert held
+            assert all(mixer() is not None for mixer in held)
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, fake in {
+        "Stream": lambda device: stream,
+        "current_stream": lambda device: stream,
+        "stream": nullcontext,
+        "graph": nullcontext,
+        "CUDAGraph": Graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(measured_steps, "static_mixer", noted)
+    monkeypatch.setattr(measured_steps, "_on_gpu", lambda model: True)
+    once = replace(CONFIG, phase="decode", contexts=(8,))
+    measure_mixer(make_hybrid(4, ("gdn",)), "gdn", once, device_name="test")
+
+
+def test_attention_that_the_runner_refuses_is_timed_call_by_call(monkeypatch):
+    def refuse(*args):
+        raise UserError("no causal attention with a scale")
+
+    monkeypatch.setattr(measured_steps, "static_mixer", refuse)
+    rows = measure_mixer(make_hybrid(4), "gdn", CONFIG, device_name="test").to_pylist()
+    assert len(rows) == len(CONFIG.points)
