@@ -4,11 +4,11 @@ A mixer's cost is relative to full attention, but a model also has feed-forward 
 share of the all-FA model's time (from the same two measurements), a placement of cost c takes 1 + s (c - 1) of it.
 """
 
+import logging
 import random
 import statistics
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from apriel_assets.tables.schemas import to_table
 
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +154,11 @@ def _time_pair(
     """
     pair = ((FULL_ATTENTION,) * model.num_layers, placement)
     if config.phase != "prefill" and replays(model):
-        with suppress(UserError):  # of a mixer that the runner does not know
+        try:
             decode = {"decode": time_placements(model, pair, context, config)}
+        except UserError as error:
+            logger.warning("%s: its calls are timed one by one, launches included", error)
+        else:
             if config.phase == "decode":
                 return decode
             return decode | _time_pair(model, placement, context, replace(config, phase="prefill"), seed)

@@ -8,10 +8,11 @@ On a GPU, decoding is timed as an engine does it instead, by CUDA graphs (`measu
 layer costs what launching its kernels does.
 """
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ from apriel_assets.tables.schemas import to_table
 
 if TYPE_CHECKING:
     from apriel_assets.hybrid.model import HybridForCausalLM
+
+logger = logging.getLogger(__name__)
 
 _READ_TOKENS = 256
 _TIMED_LAYERS = 8  # half of them full attention; more would repeat the same measurement
@@ -92,8 +95,10 @@ def _seconds(
     groups = layers[: len(layers) // 2], layers[len(layers) // 2 :]
     found: dict[Phase, tuple[float, float]] = {}
     if config.phase != "prefill" and replays(model):
-        with suppress(UserError):  # of a mixer that the runner does not know
+        try:
             found["decode"] = time_steps(model, groups, context, config)
+        except UserError as error:
+            logger.warning("%s: its calls are timed one by one, launches included", error)
     if "decode" in found:
         if config.phase == "decode":
             return found
