@@ -199,7 +199,7 @@ def parse() -> argparse.Namespace:
         "--full-layers",
         type=int,
         nargs="+",
-        default=[25, 15, 10, 5],
+        default=[20, 15, 10, 5],
         help="layers of full attention by budget",
     )
     parser.add_argument("--part", choices=("start", "h1", "h2", "all"), default="all")

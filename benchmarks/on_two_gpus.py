@@ -27,6 +27,10 @@ HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 # The first need the whole schedule, the others its first step: about as long each.
 LESSONS = {"orders": ("MMR", "staged"), "starts": ("order", "MIL", "DIL", "KIL", "reverse KL", "traces")}
+# Trained for the whole first step, every variant comes near the teacher, and nothing can be told: a fifth of it, then.
+FEW_STEPS = "few"
+FEW_LESSONS = ("MIL", "DIL", "KIL", "reverse KL")
+FEW_OVERLAYS = ("h1.steps={}", "h1.distill.steps=20")
 _END_S = 20.0  # to save what was cut
 _POLL_S = 0.5
 
@@ -50,20 +54,15 @@ def jobs(given: argparse.Namespace) -> list[Job]:
 
     def fifty(name: str, part: str, *more: str, after: Sequence[str] = (), copied: str | None = None) -> Job:
         own = ("--part", part, *small, *more)
+        # The supernet and its search take longest, so progressive conversion leaves them that GPU.
+        gpu = 1 if part == "h1" else 0
         return Job(
-            name=name, gpu=0, script="h100_50_layers.py", arguments=own, after=tuple(after), copied=copied
+            name=name, gpu=gpu, script="h100_50_layers.py", arguments=own, after=tuple(after), copied=copied
         )
 
     found = [fifty("start", "start")]
-    found += [fifty(part, part, after=["start"], copied="start") for part in ("h1", "h2")]
-    for kind, lessons in LESSONS.items():
-        for seed in SEEDS:
-            own = ("--recipe", "h100-50-layers", *overlays, "--seeds", str(seed), "--lessons", *lessons)
-            # A share of them beside the procedures, once the costs are measured.
-            gpu = 0 if (kind, seed) == ("orders", SEEDS[-1]) else 1
-            after = () if given.teacher and gpu else ("start",)
-            name = f"lessons-{kind}-{seed}"
-            found.append(Job(name=name, gpu=gpu, script="lessons.py", arguments=own, after=after))
+    found += [fifty(part, part, after=["start"], copied="start") for part in ("h2", "h1")]
+    found += _lessons(given, overlays)
     last = ("--join", str(given.directory / "h2"), *_results(given, "h100_50_layers"))
     found.append(fifty("whole", "all", *last, after=[own.name for own in found], copied="h1"))
     if given.smollm2 is not None:
@@ -72,6 +71,36 @@ def jobs(given: argparse.Namespace) -> list[Job]:
         names = tuple(job.name for job in found)
         found.append(Job(name="smollm2", gpu=0, script="resumable_run.py", arguments=own, after=names))
     return _chosen(given, found)
+
+
+def _lessons(given: argparse.Namespace, overlays: Sequence[str]) -> list[Job]:
+    """Return a program for each kind and seed, and for each result one that joins their homes."""
+    few = [word for overlay in FEW_OVERLAYS for word in ("--set", overlay)]
+    plain = ("--recipe", "h100-50-layers", *overlays)
+    found = []
+
+    def program(kind: str, seed: int, options: Sequence[str], lessons: Sequence[str]) -> str:
+        # A share of them beside the procedures, once the costs are measured.
+        gpu = 0 if (kind, seed) == ("orders", SEEDS[-1]) else 1
+        after = () if given.teacher and gpu else ("start",)
+        own = (*options, "--seeds", str(seed), "--lessons", *lessons)
+        name = f"lessons-{kind}-{seed}"
+        found.append(Job(name=name, gpu=gpu, script="lessons.py", arguments=own, after=after))
+        return name
+
+    def joined(name: str, options: Sequence[str], lessons: Sequence[str], homes: Sequence[str]) -> None:
+        others = [str(given.directory / home) for home in homes[1:]]
+        out = str(given.directory / f"{name.replace('-', '_')}_50_layers.json")
+        own = (*options, "--seeds", *map(str, SEEDS), "--lessons", *lessons, "--join", *others, "--out", out)
+        found.append(
+            Job(name=name, gpu=1, script="lessons.py", arguments=own, after=tuple(homes), copied=homes[0])
+        )
+
+    homes = [program(kind, seed, plain, own) for kind, own in LESSONS.items() for seed in SEEDS]
+    joined("lessons", plain, [own for group in LESSONS.values() for own in group], homes)
+    homes = [program(FEW_STEPS, seed, (*plain, *few), FEW_LESSONS) for seed in SEEDS]
+    joined(f"lessons-{FEW_STEPS}", (*plain, *few), FEW_LESSONS, homes)
+    return found
 
 
 def _chosen(given: argparse.Namespace, found: list[Job]) -> list[Job]:

@@ -90,6 +90,7 @@ def test_programs_cover_every_lesson_and_wait_for_what_there_is(tmp_path):
     assert sorted(name for own in on_two_gpus.LESSONS.values() for name in own) == sorted(
         own.name for own in lessons.LESSONS
     )
+    assert set(on_two_gpus.FEW_LESSONS) <= {own.name for own in lessons.LESSONS}
     for index, job in enumerate(found):
         assert set(job.after) <= set(names[:index])
         assert job.copied is None or job.copied in job.after
@@ -101,7 +102,7 @@ def test_programs_cover_every_lesson_and_wait_for_what_there_is(tmp_path):
 
 
 def test_names_that_there_are_not_and_copies_of_nothing_are_refused(tmp_path):
-    with pytest.raises(SystemExit, match="--jobs h3: there are start, h1"):
+    with pytest.raises(SystemExit, match="--jobs h3: there are start, h2, h1"):
         jobs(options(tmp_path, jobs=["h3"]))
     with pytest.raises(SystemExit, match="h1 begins as a copy of start"):
         jobs(options(tmp_path, jobs=["h1"]))
