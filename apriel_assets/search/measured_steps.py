@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # In one graph: a few thin layers alone take no longer than the host needs to launch the next graph.
 _STEPS_PER_GRAPH = 8
+# Of whole models: whatever else the device does meets both placements.
+_TURNS = 2
 
 
 def replays(model: "HybridForCausalLM") -> bool:
@@ -61,37 +63,45 @@ def time_steps(
             *rotation_table(model, context + 1),
         )
         steps = [_step(model, layers, clock, config.batch_size, context) for layers in groups]
-    return _least_in_turn(steps, [_STEPS_PER_GRAPH * len(layers) for layers in groups], config, model.device)
+    parts = [_STEPS_PER_GRAPH * len(layers) for layers in groups]
+    first, second = _least_in_turn(steps, parts, config, model.device)
+    return first, second
 
 
 def time_placements(
     model: "HybridForCausalLM", pair: tuple[Placement, Placement], context: int, config: CostsConfig
 ) -> tuple[float, float]:
-    """Return the seconds of the whole model's decode step under each of two placements, timed in turn."""
-    before, decodings = model.placement, []
+    """Return the seconds of the whole model's decode step under each of two placements, timed in turn.
+
+    Caches are there for one of them at a time: those of two whole models at a long context may not fit the device.
+    """
+    before, least = model.placement, [float("inf")] * 2
     # Each run's steps, with those that go unmeasured.
     room = config.decode_tokens * (config.repeats + 1)
     try:
-        with torch.inference_mode(False), torch.no_grad():
-            for placement in pair:
+        for _ in range(_TURNS):
+            for index, placement in enumerate(pair):
                 model.set_placement(placement)
-                decodings.append(ByRunner(model, config.batch_size, context, room))
+                with torch.inference_mode(False), torch.no_grad():
+                    decoding = ByRunner(model, config.batch_size, context, room)
+                least[index] = min(least[index], *_least_in_turn([decoding.step], [1], config, model.device))
+                del decoding
     finally:
         model.set_placement(before)
-    return _least_in_turn([decoding.step for decoding in decodings], [1, 1], config, model.device)
+    return least[0], least[1]
 
 
 @torch.inference_mode()
 def _least_in_turn(
     steps: Sequence[Callable[[], None]], parts: Sequence[int], config: CostsConfig, device: torch.device
-) -> tuple[float, float]:
-    """Return the least seconds of each of two steps, over its parts; in the first turn libraries choose kernels."""
-    least = [float("inf")] * 2
+) -> list[float]:
+    """Return the least seconds of each step, over its parts; in the first turn libraries choose kernels."""
+    least = [float("inf")] * len(steps)
     for turn in range(config.repeats + 1):
         for index, step in enumerate(steps):
             took = min(timed_steps(step, config.decode_tokens, device)) / parts[index]
             least[index] = min(least[index], took) if turn else least[index]
-    return least[0], least[1]
+    return least
 
 
 def _step(

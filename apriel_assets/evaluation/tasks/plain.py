@@ -127,7 +127,7 @@ class Addition(PlainTask):
     name = "addition"
 
     def ask(self, rng: Random) -> Question:
-        one, other = rng.randint(1, 60), rng.randint(1, 9)
+        one, other = rng.randint(1, 200), rng.randint(1, 9)
         return Question(f"{one} + {other} =", f"{one} + {other} = {one + other}")
 
 
