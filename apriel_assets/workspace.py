@@ -17,6 +17,7 @@ from apriel_assets.planning.plan import Plan, PlanRow, make_plan
 from apriel_assets.planning.selection import of_variants, select, until
 from apriel_assets.recipe import Recipe, load_recipe, save_recipe
 from apriel_assets.recipe_lm_eval import check_before_run, data_to_fetch, network_note
+from apriel_assets.recipe_problems import check_problem_numbers
 from resources.artifact_store import ArtifactStore, digest
 from resources.file_hashes import stamp
 from resources.home import find_home, open_instance, prepare_home, run_lock
@@ -87,11 +88,12 @@ class Workspace:
         """Rebuild what is stale (of the selected assets and what they need); return what ran.
 
         Raises:
-            UserError: raised by a step's input, a failed blocking check kept something back, or the network that a step
-                will need is not there.
+            UserError: raised by a step's input, a failed blocking check kept something back, a task has fewer problems
+                than a step will ask for, or the network that a step will need is not there.
         """
         selection = self.selection(patterns, until_patterns, variants)
         plan = self.plan(selection)
+        check_problem_numbers(self.recipe, {row.asset for row in plan.rows})
         check_before_run(self.recipe, [row.place for row in plan.ready])
         # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
         save_recipe(self.recipe, self.home)

@@ -90,31 +90,39 @@ def _bars(axes: Axes, order: Sequence[int], rows: Rows, value: str, chosen: Coll
 
 @picture
 def quality_against_speed(leaderboard: Rows, published: Rows) -> Figure | None:
-    """Draw accuracy with its interval against measured decode speed-up, the front of what no model beats in both.
+    """Draw accuracy over the teacher's against measured decode speed-up, the front of what no model beats in both.
 
-    The published H1 points stand beside ours.
+    The published H1 points stand beside ours, over their own teacher's.
     """
     ours = [row for row in leaderboard if None not in (row["accuracy"], row["decode_speedup"])]
-    if not ours:
+    base = next((row["accuracy"] for row in ours if row["kind"] == "teacher"), None)
+    if not base:
         return None
-    figure, (axes,) = new_figure(3.8)
+    figure, (axes,) = new_figure(4.2)
     labels = []
     for row in ours:
         colour = BLUE if row["kind"] in ("teacher", "progressive") else GREEN
-        x, y, model = row["decode_speedup"], row["accuracy"], row["model"]
-        drawn = axes.errorbar(x, y, yerr=_errors([row]), fmt="o", ms=5, color=colour, capsize=2)
+        x, y, model = row["decode_speedup"], row["accuracy"] / base, row["model"]
+        drawn = axes.errorbar(x, y, yerr=_errors([row], base), fmt="o", ms=5, color=colour, capsize=2)
         tag_errorbar(drawn, model, f"{model}: accuracy {_with_interval(row)}, {x:.2f}x decode")
         labels.append((x, y, model, model))
     # By time per token, which is what speed costs.
-    front = pareto_front([(1 / row["decode_speedup"], row["accuracy"]) for row in ours])
+    front = pareto_front([(1 / row["decode_speedup"], row["accuracy"] / base) for row in ours])
     axes.plot([1 / cost for cost, _ in front], [y for _, y in front], ":", color=BLUE, label="Pareto front")
     h1 = _published_h1(published)
-    tag(axes.plot([r["speedup"] for r in h1], [r["quality"] for r in h1], "x", color=ORANGE, label=_PUBLISHED),
-        PUBLISHED)  # fmt: skip
-    hover_points(axes, [(r["speedup"], r["quality"], _published_title(r), PUBLISHED) for r in h1])
-    labels += [(row["speedup"], row["quality"], row["model"], PUBLISHED) for row in h1]
+    points = [(row["speedup"], row["quality"] / row["teacher_quality"]) for row in h1]
+    tag(
+        axes.plot([x for x, _ in points], [y for _, y in points], "x", color=ORANGE, label=_PUBLISHED),
+        PUBLISHED,
+    )
+    hover_points(
+        axes, [(*own, _published_title(row), PUBLISHED) for own, row in zip(points, h1, strict=True)]
+    )
+    # The published teacher is where ours is.
+    named = [(own, row["model"]) for own, row in zip(points, h1, strict=True) if row["num_replaced"]]
+    labels += [(*own, model, PUBLISHED) for own, model in named]
     axes.set_xlabel("decode speed-up over the teacher, measured")
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel("accuracy over the teacher's")
     axes.margins(x=0.12)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     label_points(axes, labels)
