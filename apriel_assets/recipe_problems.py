@@ -34,8 +34,8 @@ def _asked(recipe: Recipe, planned: Collection[str]) -> Iterator[tuple[TaskSpec,
     """Yield for each step how many different problems of a split it needs, and by which keys."""
     kinds = {key.partition("/")[0] for key in planned}
     if "evals" in kinds:
-        number = recipe.evals.accuracy.num_problems
-        yield from ((task, "test", number, "evals.accuracy.num_problems") for task in recipe.evals.tasks)
+        for task in recipe.evals.tasks:
+            yield task, "test", recipe.evals.accuracy.num_problems, "evals.accuracy.num_problems"
     if recipe.search is None:
         return
     heldout = recipe.tasks.heldout
@@ -46,5 +46,6 @@ def _asked(recipe: Recipe, planned: Collection[str]) -> Iterator[tuple[TaskSpec,
     ):
         if kind in kinds:
             # None that the search was made by: the store's are drawn from the same split, and left out.
-            number, keys = stored + accuracy.num_problems, f"store.problems and {key}.num_problems"
-            yield from ((task, "validation", number, keys) for task in heldout)
+            for task in heldout:
+                number = stored + accuracy.num_problems
+                yield task, "validation", number, f"store.problems and {key}.num_problems"
