@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 HOME_DIR ?= $(if $(APRIEL_HOME),$(APRIEL_HOME),$(CURDIR)/.apriel)
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test soak test-ray test-vllm ui lint clean
+.PHONY: demo test test-services soak test-ray test-vllm ui lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/apriel run --recipe quickstart --home "$(HOME_DIR)"
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# With real daemons, webservers, PostgreSQL and a browser; what is not there is skipped.
+test-services: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'services and not soak'
 
 # The long versions: hours. What each found is in benchmarks/results/soak_*.json.
 SOAK_HOME ?= $(HOME_DIR)

@@ -3,12 +3,18 @@
 import itertools
 import json
 import os
+import signal
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin while they wait starve each other when anything else runs: seen 171 s for 2.5 s of work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A script's shell starts what runs in the background with SIGINT ignored, Dagster gives SIGTERM the same handler, and
+# programs that tests start inherit both: none of them could be ended.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 

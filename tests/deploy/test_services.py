@@ -4,7 +4,10 @@ import json
 import subprocess
 
 import psycopg2
+import pytest
 from deployed_services import BIN, wait_for
+
+pytestmark = pytest.mark.services
 
 
 def apriel(place: dict, *arguments: str) -> str:

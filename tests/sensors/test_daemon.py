@@ -97,7 +97,7 @@ def daemon_world(world, tiny_recipe_file, tmp_path):
 FEWER = ("a comment", "append a step", "a mixer more")
 
 
-@pytest.mark.daemon
+@pytest.mark.services
 @pytest.mark.parametrize(
     "names", [FEWER, pytest.param(tuple(EDITS), marks=pytest.mark.soak)], ids=["few", "all"]
 )

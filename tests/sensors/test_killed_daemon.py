@@ -63,7 +63,7 @@ def trained(tiny_recipe_file, tmp_path):
         services.stop()
 
 
-@pytest.mark.daemon
+@pytest.mark.services
 def test_a_killed_daemon_loses_nothing_and_builds_nothing_twice(trained):
     world, content = trained
     world.until_quiet()

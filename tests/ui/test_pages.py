@@ -8,7 +8,7 @@ import pytest
 from tests.ui.browsing import missing, open_page
 from tests.ui.serving import serving
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.services
 STAGES = ["1_teacher", "2_h1", "3_supernet", "4_search", "5_release", "6_evals", "7_results"]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.ui.browsing import missing, open_page
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.services
 PHONE, DESKTOP = 390, 1280
 # Relative luminance by WCAG 2.2, of what `getComputedStyle` says.
 CONTRAST = """
