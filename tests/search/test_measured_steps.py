@@ -126,7 +126,7 @@ def test_what_a_graph_writes_to_lives_as_long_as_its_replay(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(measured_steps, "static_mixer", noted)
     monkeypatch.setattr(measured_steps, "_on_gpu", lambda model: True)
-    once = replace(CONFIG, phase="decode", contexts=(8,))
+    once = replace(CONFIG, phase="decode", contexts=(8,), repeats=1, decode_tokens=1)
     measure_mixer(make_hybrid(4, ("gdn",)), "gdn", once, device_name="test")
 
 
