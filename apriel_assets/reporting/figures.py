@@ -95,9 +95,10 @@ def quality_against_speed(leaderboard: Rows, published: Rows) -> Figure | None:
     The published H1 points stand beside ours, over their own teacher's.
     """
     ours = [row for row in leaderboard if None not in (row["accuracy"], row["decode_speedup"])]
-    base = next((row["accuracy"] for row in ours if row["kind"] == "teacher"), None)
-    if not base:
+    if not ours:
         return None
+    teacher = next((row["accuracy"] for row in ours if row["kind"] == "teacher"), None)
+    base = teacher or 1.0  # accuracy itself where there is none to divide by
     figure, (axes,) = new_figure(4.2)
     labels = []
     for row in ours:
@@ -122,7 +123,7 @@ def quality_against_speed(leaderboard: Rows, published: Rows) -> Figure | None:
     named = [(own, row["model"]) for own, row in zip(points, h1, strict=True) if row["num_replaced"]]
     labels += [(*own, model, PUBLISHED) for own, model in named]
     axes.set_xlabel("decode speed-up over the teacher, measured")
-    axes.set_ylabel("accuracy over the teacher's")
+    axes.set_ylabel("accuracy over the teacher's" if teacher else "accuracy")
     axes.margins(x=0.12)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     label_points(axes, labels)

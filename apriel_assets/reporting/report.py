@@ -135,8 +135,7 @@ def _pictures(tables: Tables, leaderboard: Sequence[Row]) -> list[dict[str, str]
             "Quality against speed",
             figures.quality_against_speed(leaderboard, published),
             "Mean accuracy as a share of the teacher's, 95% interval. Blue: the teacher and H-k. Green: all others. "
-            "Dotted: what no model beats in"
-            " both. Crosses: published, other tasks.",
+            "Dotted: what no model beats in both. Crosses: published, other tasks.",
             "accuracy and decode speed of at least one model",
         ),
         (

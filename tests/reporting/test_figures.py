@@ -44,6 +44,18 @@ def test_quality_pictures_name_every_model_and_the_published_ones(rows):
     assert "H-40" in texts(figures.quality_against_speed(rows["leaderboard"], rows["published"]))
 
 
+def test_quality_against_speed_is_over_the_teachers_if_it_answers_anything(rows):
+    def drawn(accuracy):
+        known = [
+            {**row, "accuracy": accuracy} if row["kind"] == "teacher" else row for row in rows["leaderboard"]
+        ]
+        return figures.quality_against_speed(known, rows["published"])
+
+    assert "accuracy over the teacher's" in texts(drawn(0.5))
+    assert drawn(0.5) != drawn(1.0)
+    assert {"accuracy", "h4"} <= set(texts(drawn(0.0)))
+
+
 def test_curves_have_one_legend_entry_a_model(rows):
     words = texts(figures.loss_curves(rows["training"]))
     assert [word for word in words if word in ("h4", "h6", "h8", "sft")] == ["h4", "h6", "h8", "sft"]
