@@ -3,6 +3,7 @@
 A mixer's cost and the check of it are both measured so; throughput is, too.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -86,6 +87,8 @@ def time_placements(
                     decoding = ByRunner(model, config.batch_size, context, room)
                 least[index] = min(least[index], *_least_in_turn([decoding.step], [1], config, model.device))
                 del decoding
+                # A runner's graph holds the runner: its caches would wait for the collector, and pile up.
+                gc.collect()
     finally:
         model.set_placement(before)
     return least[0], least[1]

@@ -130,6 +130,28 @@ def test_what_a_graph_writes_to_lives_as_long_as_its_replay(monkeypatch):
     measure_mixer(make_hybrid(4, ("gdn",)), "gdn", once, device_name="test")
 
 
+def test_whole_models_are_there_one_at_a_time(monkeypatch):
+    """A runner that refers to itself, as one with a graph does, is gone before the next one takes its caches."""
+    seen = []
+
+    class Runner:
+        def __init__(self, *_):
+            assert all(other() is None for other in seen)
+            self.step = self.advance
+            seen.append(weakref.ref(self))
+
+        def advance(self):
+            pass
+
+    monkeypatch.setattr(measured_steps, "ByRunner", Runner)
+    gc.disable()
+    try:
+        measured_steps.time_placements(make_hybrid(4, ("gdn",)), (("fa",) * 4, ("gdn",) * 4), 8, CONFIG)
+    finally:
+        gc.enable()
+    assert len(seen) == 4
+
+
 def test_attention_that_the_runner_refuses_is_timed_call_by_call(monkeypatch):
     def refuse(*args):
         raise UserError("no causal attention with a scale")
