@@ -11,8 +11,8 @@ from apriel_assets.recipe import Recipe
 def check_problem_numbers(recipe: Recipe, planned: Collection[str]) -> None:
     """Draw the held-out problems that planned assets will draw, some of them hours later.
 
-    Training problems are left to `traces`, which is built first. Tasks of the hub are fetched by the step that
-    needs them, and are not looked at.
+    Training problems are left to `traces`, which is built first. Only procedural tasks are looked at: files and the
+    hub's data may be where the steps run, and not here.
 
     Args:
         recipe: whose tasks.
@@ -22,7 +22,7 @@ def check_problem_numbers(recipe: Recipe, planned: Collection[str]) -> None:
         UserError: a task with too few problems; says which keys of the recipe ask for how many.
     """
     for spec, split, number, keys in _asked(recipe, planned):
-        if spec.hub is not None:
+        if spec.name is None:
             continue
         try:
             make_problems(spec, split, number, recipe.seed)
@@ -36,16 +36,18 @@ def _asked(recipe: Recipe, planned: Collection[str]) -> Iterator[tuple[TaskSpec,
     if "evals" in kinds:
         for task in recipe.evals.tasks:
             yield task, "test", recipe.evals.accuracy.num_problems, "evals.accuracy.num_problems"
-    if recipe.search is None:
+    if recipe.search is None or kinds.isdisjoint(("finalists", "audit")):
         return
+    from apriel_assets.scoring.store import even_shares  # torch comes with it
+
     heldout = recipe.tasks.heldout
-    stored = -(-recipe.store.problems // len(heldout))
+    stored = even_shares(recipe.store.problems, len(heldout))
     for kind, key, accuracy in (
         ("finalists", "search.accuracy", recipe.search.accuracy),
         ("audit", "search.audit.accuracy", recipe.search.audit.accuracy),
     ):
         if kind in kinds:
             # None that the search was made by: the store's are drawn from the same split, and left out.
-            for task in heldout:
-                number = stored + accuracy.num_problems
+            for task, share in zip(heldout, stored, strict=True):
+                number = share + accuracy.num_problems
                 yield task, "validation", number, f"store.problems and {key}.num_problems"

@@ -93,7 +93,9 @@ class Workspace:
         """
         selection = self.selection(patterns, until_patterns, variants)
         plan = self.plan(selection)
-        check_problem_numbers(self.recipe, {row.asset for row in plan.rows})
+        check_problem_numbers(
+            self.recipe, {row.asset for row in plan.rows} | {key for key, _ in plan.following}
+        )
         check_before_run(self.recipe, [row.place for row in plan.ready])
         # Not before the plan stands: a recipe that does not get so far must leave the home as it is.
         save_recipe(self.recipe, self.home)

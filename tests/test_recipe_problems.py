@@ -18,7 +18,7 @@ def test_shipped_recipes_have_the_problems_they_ask_for(name):
     recipe = load_recipe(name)
     check_problem_numbers(recipe, EVERYTHING)
     share = -(-recipe.tasks.num_traces // len(recipe.tasks.train))
-    for task in (own for own in recipe.tasks.train if own.hub is None):
+    for task in (own for own in recipe.tasks.train if own.name is not None):
         assert len(make_problems(task, "train", share, recipe.seed)) == share
 
 
