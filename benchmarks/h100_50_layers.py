@@ -30,7 +30,6 @@ from resumable_run import Clock, Outcome, Stage, arguments, bring_forward, finis
 
 from apriel_assets.recipe import load_recipe
 from apriel_assets.workspace import open_workspace
-from resources.joined_home import join_home
 
 TEACHER = "teacher-50-layers"  # as in the recipe
 # What both procedures read, and what is timed before they share a machine.
@@ -153,10 +152,11 @@ def stages(given: argparse.Namespace) -> list[Stage]:
     # What reads the supernet, the largest artifact, comes before the matryoshka that replaces it.
     searched = ("finalists", "audit", *(["cost_check"] if timed else []), *_evals(["b*"], timed=timed))
     shipped = () if timed else _evals(["safe", "turbo*"], timed=timed)
+    surrogate = Stage(recipe=given.recipe, select=("finalists",), overlays=other)
     return [
         *found[:-1],
         Stage(recipe=given.recipe, select=searched, overlays=overlays),
-        Stage(recipe=given.recipe, select=("finalists",), overlays=other),
+        *([] if given.no_surrogate else [surrogate]),
         Stage(recipe=given.recipe, select=shipped, overlays=overlays),
     ]
 
@@ -203,7 +203,7 @@ def parse() -> argparse.Namespace:
         help="layers of full attention by budget",
     )
     parser.add_argument("--part", choices=("start", "h1", "h2", "all"), default="all")
-    parser.add_argument("--join", type=Path, help="a home: take what it has and --home has not, then go on")
+    parser.add_argument("--no-surrogate", action="store_true", help="search by beam alone")
     parser.add_argument("--small", action="store_true", help="a few layers and steps, for a CPU")
     given = parser.parse_args()
     if given.small:
@@ -216,8 +216,6 @@ def main() -> int:
     """Go on with the experiment for as long as this call may take."""
     given = parse()
     clock = Clock(given.minutes)
-    if given.join is not None:
-        clock.say(f"{join_home(given.join, given.home)} artifacts from {given.join}")
     open_home(given, clock)
     if not train_teacher(given, clock):
         return finish(given, "cut", [], clock)

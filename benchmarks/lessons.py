@@ -10,9 +10,9 @@ same problems, seed by seed (`apriel compare`: paired bootstrap over problems an
 - does not hold: the other one is;
 - cannot tell: no detectable difference; how large one may still hide stands beside it.
 
-Variants of a seed share what they have in common. Seeds and lessons may be shared out among homes, which `--join`
-brings together. Resumable as `resumable_run.py` says. For `h100-50-layers` the home must hold the teacher
-(`h100_50_layers.py` trains it).
+Variants of a seed share what they have in common. Seeds and lessons may be shared out among homes of one recipe and the
+same overlays, which `--join` brings together. Resumable as `resumable_run.py` says. For `h100-50-layers` the home must
+hold the teacher (`h100_50_layers.py` trains it).
 """
 
 import argparse
@@ -30,7 +30,6 @@ from resumable_run import Clock, Outcome, Stage, arguments, bring_forward, open_
 from apriel_assets.comparing import compare_models
 from apriel_assets.evaluation.comparison import OVERALL
 from apriel_assets.recipe import Recipe, load_recipe
-from resources.joined_home import join_home
 from resources.lake import Lake
 from resources.provenance import environment
 
@@ -221,20 +220,11 @@ def main() -> int:
     parser.add_argument(
         "--lessons", nargs="+", choices=[lesson.name for lesson in LESSONS], help="all if not given"
     )
-    parser.add_argument(
-        "--join",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="homes of other seeds or lessons: take what they have",
-    )
     given = parser.parse_args()
     given.lessons = [lesson for lesson in LESSONS if given.lessons is None or lesson.name in given.lessons]
     # Of these no lesson speaks, and every asset less is planned faster.
     given.overlays += ["h1.sft=null", "h1.merge=null", "supernet=null", "search=null", "release={}"]
     clock = Clock(given.minutes)
-    for other in given.join:
-        clock.say(f"{join_home(other, given.home)} artifacts from {other}")
     home = open_home(given, clock)
     outcome: Outcome = "done"
     while outcome == "done" and (missing := stages(given, home)):

@@ -4,7 +4,8 @@
 
 Finished assets are kept, a training that was cut goes on from its last saved state. `--carry` names one file: where it
 exists and the home does not, the home is made of it, and at the end it is written again (`resources/packed_home.py`:
-without training states, and without weights that nothing unfinished reads). Exit code 0: all is up to date and `--out`
+without training states, and without weights that nothing unfinished reads). `--join` takes over what other homes of
+the same recipe have. Exit code 0: all is up to date and `--out`
 is written; 75: to be continued by the same command; 1: a step failed, what was finished before is kept and packed.
 """
 
@@ -25,11 +26,13 @@ import torch
 from home_results import write_results
 
 from apriel_assets import interrupts
+from apriel_assets.errors import UserError
 from apriel_assets.hybrid.mixers.kernels import FLA, MAMBA_SSM, find_library
 from apriel_assets.planning.plan import Plan
 from apriel_assets.recipe import load_recipe
 from apriel_assets.workspace import open_workspace
 from resources import listeners
+from resources.joined_home import join_home
 from resources.packed_home import pack_home, unpack_home
 
 Outcome = Literal["done", "cut", "failed"]
@@ -143,6 +146,9 @@ def arguments(description: str | None, recipe: str | None = None) -> argparse.Ar
         "--minutes", type=float, default=8.0, help="of this call; start and packing come on top"
     )
     parser.add_argument("--carry", type=Path, help="the home as one file, read and written")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", default=[], help="homes of the same recipe: take what they have"
+    )
     parser.add_argument("--out", type=Path, help="result file, written when all is done")
     parser.add_argument("--pictures", type=Path, help="directory for pictures, drawn when all is done")
     return parser
@@ -152,6 +158,9 @@ def open_home(given: argparse.Namespace, clock: Clock) -> Path:
     """Make the options' paths absolute, unpack the home if there is only its packed form, and work in it from now on.
 
     What a recipe names by a relative path lies in the home, so that the home may be moved.
+
+    Raises:
+        SystemExit: a kernel library is missing, or a home cannot be joined.
     """
     _check_kernels(given.overlays)
     for name in ("home", "carry", "out", "pictures"):
@@ -161,6 +170,11 @@ def open_home(given: argparse.Namespace, clock: Clock) -> Path:
         unpack_home(given.carry, given.home)
         clock.say(f"unpacked {given.carry}")
     given.home.mkdir(parents=True, exist_ok=True)
+    try:
+        for other in given.join:
+            clock.say(f"{join_home(other.absolute(), given.home)} artifacts from {other}")
+    except UserError as error:
+        raise SystemExit(str(error)) from error
     os.chdir(given.home)
     return given.home
 

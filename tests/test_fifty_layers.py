@@ -98,3 +98,15 @@ def test_the_progression_stands_beside_the_published_one():
     lines = home_results.markdown(content).splitlines()
     assert lines[3] == "| h30 | 30 | 0.750 [0.700, 0.800] | 0.750 | 2.00x | 0.925 | 2.10x |"
     assert lines[4] == "| sft | 30 |  |  | 2.00x |  |  |"
+
+
+def test_search_by_surrogate_can_be_left_out(monkeypatch):
+    monkeypatch.setattr(h100_50_layers, "_budget_overlays", lambda given, costs: ["search.budgets=[0.4]"])
+    monkeypatch.setattr(sys, "argv", ["h100_50_layers.py", "--home", "H", "--part", "h2"])
+    both = h100_50_layers.stages(h100_50_layers.parse())
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--no-surrogate"])
+    one = h100_50_layers.stages(h100_50_layers.parse())
+    assert [stage for stage in both if stage not in one] == [
+        stage for stage in both if "search.strategy=surrogate" in stage.overlays
+    ]
+    assert len(both) == len(one) + 1

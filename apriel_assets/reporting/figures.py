@@ -239,7 +239,9 @@ def _with_interval(row: Row) -> str:
 
 
 def _published_title(row: Row) -> str:
-    return f"{row['model']} (published): {row['quality']} at {row['speedup']}x"
+    return (
+        f"{row['model']} (published): {row['quality']} of {row['teacher_quality']}, {row['speedup']}x decode"
+    )
 
 
 def _published_h1(published: Rows) -> list[Row]:
