@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from apriel_assets.hybrid.model import HybridForCausalLM
     from apriel_assets.hybrid.placement import Placement
+    from resources.artifact_store import Artifact
 
 
 def record_checkpoint(
@@ -48,33 +49,38 @@ def record_checkpoint(
     if "teacher" in job.inputs:  # so that the directory is all that others need, lm_eval for one
         load_teacher_model(job)[1].save_pretrained(directory)
     job.draft.figures["num_tensors_changed_by_saving"] = len(tensors_that_differ(model, directory))
-    trained = _trained(curve)
-    before = job.input(parent).table("checkpoints").to_pylist()[0]
     row = {
-        **trained,
+        **_trained(curve),
         "kind": kind,
-        "parent": before["model"],
-        "total_tokens": before["total_tokens"] + trained["tokens"],
         "seconds": time.monotonic() - job.started,
         "num_parameters": model.num_parameters(),
         "file_bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
         "path": str(Path("artifacts") / job.asset / job.address / CHECKPOINT),
     }
-    rows = [
-        {
-            **row,
-            "model": own,
-            "placement": list(placement),
-            "num_replaced": sum(mixer != "fa" for mixer in placement),
-        }
-        for own, placement in (placements or {name: model.placement}).items()
-    ]
+    rows = _placed(row, job.input(parent), placements or {name: model.placement})
     job.draft.tables["checkpoints"] = to_table("checkpoints", rows)
     if curve:
         job.draft.tables[table] = curve
     shown = {key: rows[0][key] for key in ("tokens", "loss_nats", "num_replaced")}
     job.draft.figures |= {key: value for key, value in shown.items() if value is not None}
     job.draft.figures |= _kernels(model)
+
+
+def _placed(
+    row: dict[str, Any], parent: "Artifact", placements: "Mapping[str, Placement]"
+) -> list[dict[str, Any]]:
+    """Return a row per placement: what all share, where they come from, and what is the placement's own."""
+    before = parent.table("checkpoints").to_pylist()[0]
+    shared = {**row, "parent": None, "total_tokens": before["total_tokens"] + row["tokens"]}
+    return [
+        {
+            **shared,
+            "model": name,
+            "placement": list(placement),
+            "num_replaced": sum(mixer != "fa" for mixer in placement),
+        }
+        for name, placement in placements.items()
+    ]
 
 
 def _trained(curve: "pa.Table | None") -> dict[str, Any]:

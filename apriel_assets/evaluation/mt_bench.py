@@ -95,10 +95,20 @@ def evaluate_mt_bench(
         kept=kept,
         finished=lambda done: progress(2 * len(questions) + done, total),
     )
-    grades = {place: _grade(text, judge) for place, text in zip(graded, texts, strict=True)}
     common = {"model": model_name, "placement": list(model.placement), "asked": MT_BENCH, "task": MT_BENCH}
     common |= {"filter": "none", "seed": seed}
-    said = dict(zip(graded, texts, strict=True))
+    return _tables(common, questions, answers, dict(zip(graded, texts, strict=True)), judge)
+
+
+def _tables(
+    common: dict[str, Any],
+    questions: Sequence[Question],
+    answers: Sequence[tuple[str, ...]],
+    said: Mapping[tuple[int, int], str],
+    judge: JudgeConfig,
+) -> dict[str, pa.Table]:
+    """Return both tables of what the judge said of each (question, turn); `common` is in every row."""
+    grades = {place: _grade(text, judge) for place, text in said.items()}
     samples = [
         common
         | _sample(question, answers[one], [said[one, 0], said[one, 1]], [grades[one, 0], grades[one, 1]])

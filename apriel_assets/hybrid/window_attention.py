@@ -36,7 +36,6 @@ def window_attention(
         scaling: of the products; None: head size ** -0.5.
         dropout: probability.
     """
-    length, block = query.shape[2], _block(window)
     settings: dict[str, Any] = {"scale": scaling, "dropout_p": dropout}
     shared = key.shape[1] < query.shape[1]
     begin = slice(0, window)
@@ -48,8 +47,14 @@ def window_attention(
         enable_gqa=shared,
         **settings,
     )
-    if length <= window:
+    if query.shape[2] <= window:
         return first
+    return torch.cat([first, _in_blocks(query, key, value, window, settings)], dim=2)
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, window: int, settings: dict[str, Any]) -> Tensor:
+    """Return what the queries from position `window` on get, `[batch, heads, seq - window, head size]`."""
+    length, block = query.shape[2], _block(window)
     count = -(-(length - window) // block)
     fill = window + count * block - length
     queries = functional.pad(query[:, :, window:], (0, 0, 0, fill)).unflatten(2, (count, block))
@@ -70,8 +75,7 @@ def window_attention(
         attn_mask=(ahead >= 0) & (ahead < window),
         **settings,
     )
-    rest = rest.unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3)[:, :, : length - window]
-    return torch.cat([first, rest], dim=2)
+    return rest.unflatten(0, (-1, count)).transpose(1, 2).flatten(2, 3)[:, :, : length - window]
 
 
 def _block(window: int) -> int:

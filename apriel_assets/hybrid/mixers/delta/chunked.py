@@ -49,24 +49,36 @@ def delta_rule_chunked(
         unitriangular=True,
     )
     written, erased = solved.split([value_size, keys.shape[-1]], dim=-1)
-    queries = queries * since_start
     until_end = (decay[..., -1:, :] - decay).exp()
-    keys, left = (keys * until_end).mT, since_start[..., -1, :, None]
-
+    left = since_start[..., -1, :, None]
     if initial_state is None:
         state = v.new_zeros(batch * heads, k.shape[-1], value_size, dtype=dtype)
     else:
         state = initial_state.to(dtype).flatten(0, 1)
+    o, state = _across_chunks(
+        state, written, erased, queries * since_start, read_queries, (keys * until_end).mT, left
+    )
+    o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4)
+    o = o.reshape(batch, num_chunks * chunk, heads, value_size)[:, :seq_len]
+    return o.to(v.dtype), state.unflatten(0, (batch, heads))
+
+
+def _across_chunks(state: torch.Tensor, *operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the state through the chunks, one after the other; return outputs `[chunks, batch * heads, chunk, size]`.
+
+    Args:
+        state: `[batch * heads, key size, value size]`, before the first chunk.
+        operands: each `[chunks, batch * heads, ...]`: what is written and what of it the state's own content takes
+            back, queries, what queries read of their own chunk, keys by the decay until its end, and what is left of
+            a state by then.
+    """
     outputs = []
     # unbind, not an index each: the gradient of an index is a tensor of zeros as large as all chunks.
-    operands = (written, erased, queries, read_queries, keys, left)
     for v_n, w_n, q_n, r_n, k_n, left_n in zip(*(values.unbind() for values in operands), strict=True):
         u = torch.baddbmm(v_n, w_n, state, alpha=-1)
         outputs.append(torch.baddbmm(q_n @ state, r_n, u))
         state = torch.baddbmm(left_n * state, k_n, u)
-    o = torch.stack(outputs).unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4)
-    o = o.reshape(batch, num_chunks * chunk, heads, value_size)[:, :seq_len]
-    return o.to(v.dtype), state.unflatten(0, (batch, heads))
+    return torch.stack(outputs), state
 
 
 def _head_pairs(
