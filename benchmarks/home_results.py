@@ -14,6 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from apriel_assets.comparing import compare_models
+from apriel_assets.evaluation.comparison import OVERALL
 from apriel_assets.reporting import figures, search_figures
 from apriel_assets.reporting.layer_maps import counts_text, layer_map
 from apriel_assets.reporting.search_sections import teacher_accuracy
@@ -33,12 +35,13 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "cost_check": (),
     "placements": (),
     "search_curve": (),
+    "candidates": ("budget", "cost", "estimator", "value", "low", "high"),
     "audit": (),
     "audit_points": (),
     "sharing": (),
     "evals": ("model", "task", "metric", "value", "low", "high", "num_problems"),
 }
-_READ = (*_TABLES, "checkpoints", "candidates", "training", "supernet_curves", "throughput")
+_READ = (*_TABLES, "checkpoints", "training", "supernet_curves", "throughput")
 
 
 def collect(home: Path, recipe: str) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def collect(home: Path, recipe: str) -> dict[str, Any]:
     return {
         "recipe": recipe,
         **{name: rows for name, rows in kept.items() if rows},
+        "comparisons": _comparisons(home, recipe, kept["leaderboard"]),
         "placements_by_model": {model: "".join(name[0] for name in own) for model, own in placements.items()},
         "seconds_by_asset": {
             own["asset"] + (f"[{own['partition']}]" if own["partition"] else ""): round(
@@ -161,6 +165,27 @@ def _tables(home: Path, recipe: str) -> dict[str, pa.Table]:
 def _columns(table: pa.Table, columns: Sequence[str]) -> list[Row]:
     shown = columns or [name for name in table.column_names if name not in ("recipe", "version")]
     return table.select(list(shown)).to_pylist()
+
+
+def _comparisons(home: Path, recipe: str, leaderboard: Sequence[Row]) -> list[Row]:
+    """Return what `apriel compare` says over all tasks of each model (A) and the teacher, and of what the search
+    found and each step of the schedule.
+    """
+    answered = [row for row in leaderboard if row["accuracy"] is not None]
+    of_kind = {
+        kind: [row["model"] for row in answered if row["kind"] == kind] for kind in ("teacher", "progressive")
+    }
+    earlier = {name for names in of_kind.values() for name in names}
+    lake = Lake(home)
+    found = []
+    for model in (row["model"] for row in answered if row["kind"] != "teacher"):
+        others = of_kind["teacher"] + ([] if model in earlier else of_kind["progressive"])
+        for other in others:
+            rows = compare_models(lake, f"{recipe}:{model}", f"{recipe}:{other}").rows
+            found += [
+                {"a_model": model, "b_model": other, **row.as_json()} for row in rows if row.task == OVERALL
+            ]
+    return found
 
 
 def _provenance(home: Path, recipe: str) -> list[dict[str, Any]]:

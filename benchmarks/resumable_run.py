@@ -210,12 +210,14 @@ def say_outcome(outcome: Outcome, clock: Clock) -> int:
 
 
 def main() -> int:
-    """Run a recipe, whole."""
-    given = arguments(__doc__).parse_args()
+    """Run a recipe, whole if nothing is selected."""
+    parser = arguments(__doc__)
+    parser.add_argument("--select", nargs="+", default=[], help="assets or patterns; all if not given")
+    given = parser.parse_args()
     clock = Clock(given.minutes)
     home = open_home(given, clock)
-    stages = [Stage(recipe=given.recipe, overlays=tuple(given.overlays))]
-    return finish(given, bring_forward(home, stages, clock), stages, clock)
+    stage = Stage(recipe=given.recipe, select=tuple(given.select), overlays=tuple(given.overlays))
+    return finish(given, bring_forward(home, [stage], clock), [stage], clock)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The 50-layer experiment, its lessons over three seeds, and SmolLM2: side by side on two GPUs, in calls of minutes.
+"""The 50-layer experiment, its lessons over three seeds, SmolLM2: side by side on one or two GPUs, in calls of minutes.
 
-    python benchmarks/on_two_gpus.py --directory D --minutes 9 --smollm2 MODEL.gguf
+    python benchmarks/side_by_side.py --directory D --minutes 9 --smollm2 MODEL.gguf
 
 again and again until it exits with 0 (75: to be continued; 1: a program failed, the next call starts it again). Thin
-models leave most of a GPU idle, so several programs share each. What is timed runs first or last, alone on its GPU:
-costs before the procedures part, throughput when all else is done, then SmolLM2. Each program has a home of its own in
-the directory, and a log beside it; what it is: `jobs`. docs/fifty-layers.md says what comes out, and how one GPU does
-the same.
+models leave most of a GPU idle, so several programs share each. What is timed runs first or last, with its GPU to
+itself: costs before the procedures part, throughput and what the cost model predicts of it when all else is done, and
+SmolLM2's after that. Each program has a home of its own in the directory, and a log beside it; what it is: `jobs`.
+docs/fifty-layers.md says what comes out.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from h100_50_layers import SMALL_OVERLAYS, TEACHER
 from resumable_run import EXIT_CODES
 
@@ -31,6 +32,8 @@ LESSONS = {"orders": ("MMR", "staged"), "starts": ("order", "MIL", "DIL", "KIL",
 FEW_STEPS = "few"
 FEW_LESSONS = ("MIL", "DIL", "KIL", "reverse KL")
 FEW_OVERLAYS = ("h1.steps={}", "h1.distill.steps=20")
+# Of SmolLM2, what may run beside others: what is timed, and what needs the costs, waits.
+_SMOLLM2_UNTIMED = ("supernet", "evals/teacher", "evals/h*")
 _END_S = 20.0  # to save what was cut
 _POLL_S = 0.5
 
@@ -55,7 +58,7 @@ def jobs(given: argparse.Namespace) -> list[Job]:
     def fifty(name: str, part: str, *more: str, after: Sequence[str] = (), copied: str | None = None) -> Job:
         own = ("--part", part, *small, *more)
         # The supernet and its search take longest, so progressive conversion leaves them that GPU.
-        gpu = 1 if part == "h1" else 0
+        gpu = _other(given) if part == "h1" else 0
         return Job(
             name=name, gpu=gpu, script="h100_50_layers.py", arguments=own, after=tuple(after), copied=copied
         )
@@ -66,11 +69,34 @@ def jobs(given: argparse.Namespace) -> list[Job]:
     last = ("--join", str(given.directory / "h2"), *_results(given, "h100_50_layers"))
     found.append(fifty("whole", "all", *last, after=[own.name for own in found], copied="h1"))
     if given.smollm2 is not None:
-        own = ("--recipe", "h100-smollm2", "--set", f"teacher.model={given.smollm2}")
-        own += _results(given, "h100_smollm2")
-        names = tuple(job.name for job in found)
-        found.append(Job(name="smollm2", gpu=0, script="resumable_run.py", arguments=own, after=names))
+        found += _smollm2(given, found)
     return _chosen(given, found)
+
+
+def _smollm2(given: argparse.Namespace, others: Sequence[Job]) -> list[Job]:
+    """Return the program of what is not timed, once the others' costs are measured, and that of the rest, after all."""
+    own = ("--recipe", "h100-smollm2", "--set", f"teacher.model={given.smollm2}")
+    first = Job(
+        name="smollm2-untimed",
+        gpu=_other(given),
+        script="resumable_run.py",
+        arguments=(*own, "--select", *_SMOLLM2_UNTIMED),
+        after=("start",),
+    )
+    rest = Job(
+        name="smollm2",
+        gpu=0,
+        script="resumable_run.py",
+        arguments=(*own, *_results(given, "h100_smollm2")),
+        after=(*(job.name for job in others), first.name),
+        copied=first.name,
+    )
+    return [first, rest]
+
+
+def _other(given: argparse.Namespace) -> int:
+    """Return the second GPU, or the first if that is the only one."""
+    return given.gpus - 1
 
 
 def _lessons(given: argparse.Namespace, overlays: Sequence[str]) -> list[Job]:
@@ -81,7 +107,7 @@ def _lessons(given: argparse.Namespace, overlays: Sequence[str]) -> list[Job]:
 
     def program(kind: str, seed: int, options: Sequence[str], lessons: Sequence[str]) -> str:
         # A share of them beside the procedures, once the costs are measured.
-        gpu = 0 if (kind, seed) == ("orders", SEEDS[-1]) else 1
+        gpu = 0 if (kind, seed) == ("orders", SEEDS[-1]) else _other(given)
         after = () if given.teacher and gpu else ("start",)
         own = (*options, "--seeds", str(seed), "--lessons", *lessons)
         name = f"lessons-{kind}-{seed}"
@@ -93,7 +119,14 @@ def _lessons(given: argparse.Namespace, overlays: Sequence[str]) -> list[Job]:
         out = str(given.directory / f"{name.replace('-', '_')}_50_layers.json")
         own = (*options, "--seeds", *map(str, SEEDS), "--lessons", *lessons, "--join", *others, "--out", out)
         found.append(
-            Job(name=name, gpu=1, script="lessons.py", arguments=own, after=tuple(homes), copied=homes[0])
+            Job(
+                name=name,
+                gpu=_other(given),
+                script="lessons.py",
+                arguments=own,
+                after=tuple(homes),
+                copied=homes[0],
+            )
         )
 
     homes = [program(kind, seed, plain, own) for kind, own in LESSONS.items() for seed in SEEDS]
@@ -215,6 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--teacher", type=Path, help="of 50 layers, if it is trained already")
     parser.add_argument("--smollm2", type=Path, help="GGUF file or directory of SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        choices=(1, 2),
+        default=min(2, max(1, torch.cuda.device_count())),
+        help="to share; all that there are, up to two",
+    )
     parser.add_argument("--jobs", nargs="+", help="names of homes; all if not given")
     parser.add_argument("--small", action="store_true", help="a few layers and steps, for a CPU")
     given = parser.parse_args(arguments)

@@ -9,8 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import lessons
-import on_two_gpus
-from on_two_gpus import Job, Session, jobs
+import side_by_side
+from side_by_side import Job, Session, jobs
 
 # Notes that it ran, in its home, and ends as its last argument says.
 PROGRAM = """
@@ -30,6 +30,7 @@ def options(directory, **changes):
         "teacher": None,
         "smollm2": None,
         "jobs": None,
+        "gpus": 2,
         "small": False,
     }
     return argparse.Namespace(**{**plain, **changes})
@@ -46,7 +47,7 @@ def run(tmp_path, monkeypatch):
             )
             for name, ends, more in own
         ]
-        monkeypatch.setattr(on_two_gpus, "jobs", lambda given: listed)
+        monkeypatch.setattr(side_by_side, "jobs", lambda given: listed)
         return Session(options(tmp_path, **changes)).run()
 
     return run
@@ -87,18 +88,29 @@ def test_programs_cover_every_lesson_and_wait_for_what_there_is(tmp_path):
     found = jobs(options(tmp_path, smollm2=tmp_path / "model.gguf"))
     names = [job.name for job in found]
     assert len(set(names)) == len(names)
-    assert sorted(name for own in on_two_gpus.LESSONS.values() for name in own) == sorted(
+    assert sorted(name for own in side_by_side.LESSONS.values() for name in own) == sorted(
         own.name for own in lessons.LESSONS
     )
-    assert set(on_two_gpus.FEW_LESSONS) <= {own.name for own in lessons.LESSONS}
+    assert set(side_by_side.FEW_LESSONS) <= {own.name for own in lessons.LESSONS}
     for index, job in enumerate(found):
         assert set(job.after) <= set(names[:index])
         assert job.copied is None or job.copied in job.after
-    # Speed is measured when all else is done, and SmolLM2, which measures its own, comes after that.
-    assert names[-2:] == ["whole", "smollm2"]
-    assert all(
-        set(job.after) == set(names[:index]) for index, job in enumerate(found) if index >= len(found) - 2
-    )
+    # Speed is measured when all else is done, and SmolLM2's after that.
+    by_name = {job.name: job for job in found}
+    last = "whole", "smollm2-untimed", "smollm2"
+    assert set(by_name["whole"].after) == set(names).difference(last)
+    assert set(by_name["smollm2"].after) == set(names) - {"smollm2"}
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_costs_are_measured_with_a_gpu_to_themselves(tmp_path, gpus):
+    found = jobs(options(tmp_path, smollm2=tmp_path / "model.gguf", teacher=tmp_path / "teacher", gpus=gpus))
+    assert {job.gpu for job in found} == set(range(gpus))
+    start = found[0]
+    assert start.name == "start"
+    beside = [job.name for job in found[1:] if job.gpu == start.gpu and start.name not in job.after]
+    others = {"whole", "smollm2", "lessons", "lessons-few"}  # which wait for something that waits for it
+    assert set(beside) <= others
 
 
 def test_names_that_there_are_not_and_copies_of_nothing_are_refused(tmp_path):
