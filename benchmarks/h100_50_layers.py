@@ -1,7 +1,7 @@
 """The 50-layer experiment on one GPU: teacher, progressive conversion, supernet and search, in calls of some minutes.
 
     python benchmarks/h100_50_layers.py --home H --minutes 8 --carry home.packed \
-        --out benchmarks/results/h100_50_layers.json --pictures docs/images/fifty
+        --out benchmarks/results/50_layers.json --pictures docs/images/fifty
 
 until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it takes:
 docs/fifty-layers.md. `--carry` lets the calls be on different machines.
@@ -170,7 +170,8 @@ def _budget_overlays(given: argparse.Namespace, costs: Stage) -> list[str] | Non
     """Return the budgets that the measured costs lead to, or None before these are there."""
     with open_workspace(costs.recipe, given.home, costs.overlays) as workspace:
         plan = workspace.plan(workspace.selection(["cost_model"], None))
-        artifact = plan.fresh.get(("cost_model", None))
+        # Fresh by its own inputs it also is where these are to be measured again, for another seed say.
+        artifact = plan.settled.get(("cost_model", None))
     if artifact is None:
         return None
     per_mixer = json.loads((artifact.path / "costs.json").read_text())["per_mixer"]

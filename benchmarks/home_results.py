@@ -1,6 +1,6 @@
 """What a finished home says, as one JSON file that is committed, tables in Markdown, and pictures.
 
-    python benchmarks/home_results.py --home HOME --recipe h100-50-layers --out benchmarks/results/h100_50_layers.json
+    python benchmarks/home_results.py --home HOME --recipe h100-50-layers --out benchmarks/results/50_layers.json
 
 Every figure is a row of the home's tables; provenance says which commit, device and libraries made it. Beside FILE.json
 there is FILE.md with the tables of docs/fifty-layers.md. Pictures are the report's own.
@@ -27,7 +27,7 @@ from resources.lake import Lake
 Row = dict[str, Any]
 
 # Table: columns that a reader needs; none: all.
-_TABLES: Mapping[str, tuple[str, ...]] = {
+TABLES: Mapping[str, tuple[str, ...]] = {
     "leaderboard": (),
     "layer_scores": ("layer", "rank", "kl_nats"),
     "probes": ("step", "layer", "rank", "loss_nats"),
@@ -37,34 +37,31 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
     "search_curve": (),
     "candidates": ("budget", "cost", "estimator", "value", "low", "high"),
     "audit": (),
-    "audit_points": (),
+    "audit_points": ("estimator", "estimate", "generated_accuracy", "generated_low", "generated_high"),
     "sharing": (),
     "evals": ("model", "task", "metric", "value", "low", "high", "num_problems"),
 }
-_READ = (*_TABLES, "checkpoints", "training", "supernet_curves", "throughput")
+_READ = (*TABLES, "checkpoints", "training", "supernet_curves", "throughput")
 
 
 def collect(home: Path, recipe: str) -> dict[str, Any]:
     """Return all rows of one recipe that a result file keeps, and where they were made."""
-    tables = _tables(home, recipe)
-    kept = {name: _columns(tables[name], columns) for name, columns in _TABLES.items()}
+    tables = tables_of(home, recipe)
+    kept = {name: columns_of(tables[name], columns) for name, columns in TABLES.items()}
     placements = {row["model"]: row["placement"] for row in tables["checkpoints"].to_pylist()}
-    provenance = _provenance(home, recipe)
+    provenance = provenance_of(home, recipe)
     return {
         "recipe": recipe,
         **{name: rows for name, rows in kept.items() if rows},
         "comparisons": _comparisons(home, recipe, kept["leaderboard"]),
-        "placements_by_model": {model: "".join(name[0] for name in own) for model, own in placements.items()},
+        "placements_by_model": {model: letters(own) for model, own in placements.items()},
         "seconds_by_asset": {
             own["asset"] + (f"[{own['partition']}]" if own["partition"] else ""): round(
                 own["figures"]["seconds"], 2
             )
             for own in provenance
         },
-        "code": sorted({own["code"] for own in provenance}),
-        "device": sorted({own["device"] for own in provenance}),
-        "libraries": provenance[-1]["libraries"] if provenance else {},
-        "seeds": sorted({own["recipe_slice"].get("seed", 0) for own in provenance}),
+        **origin(provenance),
     }
 
 
@@ -86,15 +83,13 @@ def write_results(
             name: {table: collect(home, name).get(table, []) for table in ("placements", "search_curve")}
             for name in others
         }
-    extra = home / "teacher.json"  # how a teacher that was trained for the home came out
-    if extra.is_file():
+    if (extra := home / "teacher.json").is_file():  # how a teacher that was trained for the home came out
         content["teacher_training"] = json.loads(extra.read_text())
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(_rounded(content), indent=1) + "\n")
+    write_rows(out, content)
     out.with_suffix(".md").write_text(markdown(content))
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        for name, svg in draw(_tables(home, recipe)).items():
+        for name, svg in draw(tables_of(home, recipe)).items():
             (pictures / f"{name}.svg").write_text(svg)
 
 
@@ -157,12 +152,12 @@ def _published() -> list[Row]:
     return to_table("published", published_rows()).to_pylist()
 
 
-def _tables(home: Path, recipe: str) -> dict[str, pa.Table]:
+def tables_of(home: Path, recipe: str) -> dict[str, pa.Table]:
     lake = Lake(home)
     return {name: lake.read(name, recipe) for name in _READ}
 
 
-def _columns(table: pa.Table, columns: Sequence[str]) -> list[Row]:
+def columns_of(table: pa.Table, columns: Sequence[str]) -> list[Row]:
     shown = columns or [name for name in table.column_names if name not in ("recipe", "version")]
     return table.select(list(shown)).to_pylist()
 
@@ -188,11 +183,37 @@ def _comparisons(home: Path, recipe: str, leaderboard: Sequence[Row]) -> list[Ro
     return found
 
 
-def _provenance(home: Path, recipe: str) -> list[dict[str, Any]]:
+def provenance_of(home: Path, recipe: str) -> list[dict[str, Any]]:
     """Return what the artifacts of one recipe say of themselves, oldest first."""
     paths = (home / "artifacts").rglob(PROVENANCE)
     found = [json.loads(path.read_text()) for path in paths]
     return sorted((own for own in found if own["recipe"] == recipe), key=lambda own: own["finished_unix_s"])
+
+
+def origin(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "code": sorted({own["code"] for own in provenance}),
+        "device": sorted({own["device"] for own in provenance}),
+        "libraries": provenance[-1]["libraries"] if provenance else {},
+        "seeds": sorted({own["recipe_slice"].get("seed", 0) for own in provenance}),
+    }
+
+
+def letters(placement: Sequence[str]) -> str:
+    return "".join(mixer[0] for mixer in placement)
+
+
+def write_rows(out: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with a line for each row of a table."""
+    parts = []
+    for name, value in _rounded(dict(content)).items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in value) + "\n ]"
+        else:
+            text = json.dumps(value, indent=1).replace("\n", "\n ")
+        parts.append(f" {json.dumps(name)}: {text}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def _rounded(value: Any) -> Any:

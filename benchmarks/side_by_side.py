@@ -66,7 +66,7 @@ def jobs(given: argparse.Namespace) -> list[Job]:
     found = [fifty("start", "start")]
     found += [fifty(part, part, after=["start"], copied="start") for part in ("h2", "h1")]
     found += _lessons(given, overlays)
-    last = ("--join", str(given.directory / "h2"), *_results(given, "h100_50_layers"))
+    last = ("--join", str(given.directory / "h2"), *_results(given, "50_layers"))
     found.append(fifty("whole", "all", *last, after=[own.name for own in found], copied="h1"))
     if given.smollm2 is not None:
         found += _smollm2(given, found)
@@ -87,7 +87,7 @@ def _smollm2(given: argparse.Namespace, others: Sequence[Job]) -> list[Job]:
         name="smollm2",
         gpu=0,
         script="resumable_run.py",
-        arguments=(*own, *_results(given, "h100_smollm2")),
+        arguments=(*own, *_results(given, "smollm2")),
         after=(*(job.name for job in others), first.name),
         copied=first.name,
     )

@@ -1,7 +1,9 @@
 """The parts of the 50-layer experiment's scripts that results rest on."""
 
+import argparse
 import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,10 +16,14 @@ import h100_50_layers
 import home_results
 import lessons
 import measure_bundled_teacher
+import over_seeds
+from resumable_run import Stage
 
+from apriel_assets.comparing import compare_models
 from apriel_assets.evaluation.tasks.problems import make_problems
 from apriel_assets.evaluation.tasks.specs import TaskSpec
 from apriel_assets.recipe import load_recipe
+from resources.lake import Lake
 
 
 def test_removal_by_row_equals_leaving_the_layers_out(tiny_teacher):
@@ -98,6 +104,48 @@ def test_the_progression_stands_beside_the_published_one():
     lines = home_results.markdown(content).splitlines()
     assert lines[3] == "| h30 | 30 | 0.750 [0.700, 0.800] | 0.750 | 2.00x | 0.925 | 2.10x |"
     assert lines[4] == "| sft | 30 |  |  | 2.00x |  |  |"
+
+
+def test_results_say_what_compare_says_of_each_model_and_teacher(world):
+    content = home_results.collect(world, "tiny")
+    answered = {row["model"]: row for row in content["leaderboard"] if row["accuracy"] is not None}
+    assert any(row["kind"] == "progressive" for row in answered.values())
+    accuracy = [row for row in content["comparisons"] if row["metric"] == "accuracy"]
+    assert {row["a_model"] for row in accuracy if row["b_model"] == "teacher"} == set(answered) - {"teacher"}
+    for row in accuracy:
+        assert row["a"] == pytest.approx(answered[row["a_model"]]["accuracy"])
+        assert row["b"] == pytest.approx(answered[row["b_model"]]["accuracy"])
+        assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_over_seeds_says_what_compare_says_of_the_pairs(world):
+    said = over_seeds.over_seeds([world], "tiny")
+    models = {row["model"] for row in said["over_seeds"]}
+    assert models
+    assert "safe" not in models
+    for row in said["over_seeds"]:
+        alone = compare_models(Lake(world), row["model"], "safe").rows
+        same = next(own for own in alone if (own.task, own.metric) == (row["task"], row["metric"]))
+        assert {name: row[name] for name in same.as_json()} == same.as_json()
+        assert row["accuracy_by_seed"] == [next(own.a for own in alone if own.metric == "accuracy")]
+
+
+def test_a_seed_counts_once(world):
+    with pytest.raises(SystemExit, match="2 homes, but seeds 0; give one home a seed"):
+        over_seeds.over_seeds([world, world], "tiny")
+
+
+def test_budgets_wait_for_costs_that_are_to_be_measured_again(world, tiny_recipe_file, tmp_path):
+    home = tmp_path / "home"
+    shutil.copytree(world, home)
+    given = argparse.Namespace(home=home, layers=4, full_layers=[2, 1])
+
+    def budgets(*overlays):
+        stage = Stage(recipe=str(tiny_recipe_file), overlays=overlays)
+        return h100_50_layers._budget_overlays(given, stage)
+
+    assert len(json.loads(budgets()[0].partition("=")[2])) == 2
+    assert budgets("costs.batch_size=2") is None
 
 
 def test_search_by_surrogate_can_be_left_out(monkeypatch):
