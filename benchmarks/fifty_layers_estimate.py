@@ -8,7 +8,7 @@ teacher's training (`results/bundled_teacher.json`: 4030 steps in 295 s, its eva
 microseconds an operation, about what the model's own forward took on such a machine (docs/gpu-speed.md: 133 ms for a
 decode step of 50 layers, by the host). Mamba is counted as mamba-ssm's kernel, GDN and KDA in plain torch, which is
 more launches than theirs. What is no launch is added as it was measured: `MEASURED`. Writes
-results/fifty_layers_estimate.json; docs/fifty-layers.md shows it. `--counted` takes the operations from there.
+results/fifty_layers_estimate.json; docs/running-fifty-layers.md shows it. `--counted` takes the operations from there.
 """
 
 import json

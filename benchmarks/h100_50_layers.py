@@ -4,7 +4,7 @@
         --out benchmarks/results/50_layers.json --pictures docs/images/fifty
 
 until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it takes:
-docs/fifty-layers.md. `--carry` lets the calls be on different machines.
+docs/running-fifty-layers.md. `--carry` lets the calls be on different machines.
 
 On two GPUs the procedures go side by side, each in a home of its own: `--part start` in one, a copy of it for `--part
 h1` and `--part h2`, and at the end `--join` the second into the first. What is timed waits for that, so that nothing
