@@ -148,28 +148,55 @@ def diagonal(axes: Axes) -> None:
     axes.set(xlim=ends, ylim=ends)
 
 
+_NUM_BESIDE = 8  # of a name's places, those that need no line to its point
+_LEADER = {"arrowstyle": "-", "lw": 0.5, "color": INK, "shrinkA": 0, "shrinkB": 3}
+
+
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str | None]]) -> None:
     """Write points' names beside them, where they cover neither points nor each other if that can be had.
+
+    A name that finds no room beside its point stands further off, at the end of a thin line.
 
     Args:
         axes: with everything else drawn.
         points: x, y, name, and whose it is, for pages that can hide it.
     """
     axes.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]  settles limits and layout
-    places = axes.transData.transform([(x, y) for x, y, *_ in points]) * 72 / axes.figure.dpi
+    to_points = 72 / axes.figure.dpi
+    places = axes.transData.transform([(x, y) for x, y, *_ in points]) * to_points
+    left, bottom, _, top = (edge * to_points for edge in axes.bbox.extents)
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
     for (x, y), (at_x, at_y, name, whose) in zip(places, points, strict=True):
-        width = 4.4 * len(name)  # of text at 8 points, roughly
-        options = [(dx, dy) for dx in (5, -5 - width) for dy in (3, -11, -4)]
-        boxes = [(x + dx, y + dy, x + dx + width, y + dy + 8) for dx, dy in options]
-        best = min(
-            range(len(options)), key=lambda index: sum(_overlap(boxes[index], other) for other in taken)
-        )
+        width = 5.0 * len(name)  # of text at 8 points, roughly
+        boxes = {(dx, dy): (x + dx, y + dy, x + dx + width, y + dy + 8) for dx, dy in _label_offsets(width)}
+        inside = [own for own, box in boxes.items() if left < box[0] and bottom < box[1] and box[3] < top + 6]
+        # Nearest first, so of several that are free the nearest.
+        best = min(inside or boxes, key=lambda own: sum(_overlap(boxes[own], other) for other in taken))
         taken.append(boxes[best])
+        side, shift = (
+            ("left", 0) if best[0] > 0 else ("right", width) if best[0] < -width else ("center", width / 2)
+        )
         label = axes.annotate(
-            name, (at_x, at_y), xytext=options[best], textcoords="offset points", fontsize=8, va="bottom"
+            name,
+            (at_x, at_y),
+            xytext=(best[0] + shift, best[1]),
+            textcoords="offset points",
+            fontsize=8,
+            ha=side,
+            va="bottom",
+            arrowprops=None if best in list(boxes)[:_NUM_BESIDE] else _LEADER,
         )
         tag(label, whose)
+
+
+def _label_offsets(width: float) -> list[tuple[float, float]]:
+    """Return where a name may stand, as its lower left corner relative to the point, in points: nearest first."""
+    right, left = ([(dx, dy) for dy in (3.0, -11.0, -4.0)] for dx in (5.0, -5 - width))
+    found = [*right, (-width / 2, 5.0), (-width / 2, -13.0), *left]
+    for reach in (14, 24, 34, 46):
+        sides = (float(reach), -reach - width, -width / 2)
+        found += [(dx, dy) for dx in sides for dy in (float(reach), -reach - 8.0)]
+    return found
 
 
 def _overlap(a: Box, b: Box) -> float:

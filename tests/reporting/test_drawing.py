@@ -1,10 +1,20 @@
+import itertools
 import re
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.text import Text
 
 from apriel_assets.reporting import drawing
-from apriel_assets.reporting.drawing import hover_points, new_figure, picture, tag, tag_errorbar, toggle_class
+from apriel_assets.reporting.drawing import (
+    hover_points,
+    label_points,
+    new_figure,
+    picture,
+    tag,
+    tag_errorbar,
+    toggle_class,
+)
 
 HOSTILE = "<b>\"'&$\\frac{$é"
 LIGHT, DARK = ("#ffffff", "#f6f6f8"), ("#17171a", "#202024")
@@ -70,3 +80,15 @@ def test_points_to_hover_over_take_no_colour_from_the_lines():
         return figure
 
     assert all(f"stroke: {colour}" in two_lines() for colour in drawing._LINES[:2])
+
+
+def test_names_in_a_crowd_do_not_cover_each_other_and_say_whose_they_are():
+    figure, (axes,) = new_figure(3.4)
+    axes.plot([1, 4], [0, 1], "o")
+    label_points(axes, [(2 + index / 50, 0.9, f"turbo-{index}", None) for index in range(9)])
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # of an annotation: with its line
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+    lines = [text.arrow_patch is not None for text in axes.texts]
+    assert any(lines), "the crowd is too thick for all of them"
+    assert not lines[0], "the first finds room beside its point"
