@@ -37,7 +37,7 @@ def recommendation_section(tables: Tables) -> Section:
                     "accuracy",
                     "decode",
                     "against the teacher",
-                    "choice",
+                    "other finalists",
                 ),
                 rows=[
                     _budget_row(row, shipped[row["budget"]], leaderboard, differences, tables)
@@ -45,7 +45,7 @@ def recommendation_section(tables: Tables) -> Section:
                 ],
                 note="Ship: the model as released, after all training. Against the teacher: paired on the same test"
                 " problems, adjusted for the number of rows here; what may hide is how large a difference can still be."
-                " Choice: how many other finalists of the budget generated so well that their 95% interval overlaps:"
+                " Other finalists: how many of the budget generated so well that their 95% interval overlaps:"
                 " any of these would be as good a choice.",
             ),
             _fastest(leaderboard),
@@ -152,8 +152,8 @@ def _choice_text(choice: Row, placements: Sequence[Row]) -> str:
         and row["generated_low"] <= choice["generated_high"]
     ]
     if not alike:
-        return f"better than all {len(others)} others"
-    return f"{len(alike)} of {len(others)} others as good"
+        return f"better than all {len(others)}"
+    return f"{len(alike)} of {len(others)} as good"
 
 
 def _fastest(leaderboard: Mapping[str, Row]) -> Table:

@@ -78,7 +78,7 @@ def test_each_budget_names_what_ships_and_how_sure_that_is(tables):
     assert first[5:] == (
         "1.90x",
         "no detectable difference (one of up to 0.037 may hide)",
-        "1 of 2 others as good",
+        "1 of 2 as good",
     )
     assert second[:2] == ("0.4", "max")
     assert second[6].startswith("worse by 0.250 [0.1")
@@ -98,7 +98,7 @@ def test_a_choice_that_generation_tells_from_all_others_says_so(tables):
     rows = tables["placements"].to_pylist()
     rows[1] |= {"generated_low": 0.5, "generated_high": 0.6}
     section = recommendation_section({**tables, "placements": to_table("placements", rows)})
-    assert section.tables[0].rows[0][7] == "better than all 2 others"
+    assert section.tables[0].rows[0][7] == "better than all 2"
 
 
 def test_without_a_release_the_budgets_own_placement_ships(tables):
