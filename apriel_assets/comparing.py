@@ -48,7 +48,7 @@ def compare_models(lake: Lake, a: str, b: str) -> Comparison:
         raise UserError(f"{a} is {len(first)} runs and {b} is {len(second)}; give as many, or one for all")
     count = max(len(first), len(second))
     pairs = [
-        (_samples(lake, own), _samples(lake, other))
+        (samples_of(lake, own.recipe, own.model), samples_of(lake, other.recipe, other.model))
         for own, other in zip(first * (count // len(first)), second * (count // len(second)), strict=True)
     ]
     return Comparison(a=a, b=b, rows=compare(pairs), num_unpaired=num_unpaired(pairs))
@@ -110,8 +110,9 @@ def _known(lake: Lake) -> list[Run]:
     return [Run(*row) for row in rows]
 
 
-def _samples(lake: Lake, run: Run) -> pa.Table:
+def samples_of(lake: Lake, recipe: str, model: str) -> pa.Table:
+    """Return a model's answers, without their texts; no rows if it has none."""
     return lake.arrow(
         "SELECT * EXCLUDE (completion) FROM eval_samples WHERE recipe = $recipe AND model = $model",
-        {"recipe": run.recipe, "model": run.model},
+        {"recipe": recipe, "model": model},
     )

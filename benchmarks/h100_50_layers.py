@@ -6,13 +6,14 @@
 until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it takes:
 docs/running-fifty-layers.md. `--carry` lets the calls be on different machines.
 
-On two GPUs the procedures go side by side, each in a home of its own: `--part start` in one, a copy of it for `--part
+Side by side (`side_by_side.py`) the procedures have a home each: `--part start` in one, a copy of it for `--part
 h1` and `--part h2`, and at the end `--join` the second into the first. What is timed waits for that, so that nothing
 runs beside it.
 
 The teacher is trained into the home first (`train_bundled_teacher.py`), with how it came out in `teacher.json`. Budgets
 are set by the costs that were measured: so many layers keep full attention (`--full-layers`) and the rest has the
-cheapest mixer. Beam and surrogate search the same budgets; what one has scored the other finds stored.
+cheapest mixer; `--set search.budgets=[...]` gives them instead. Beam and surrogate search the same budgets; what one
+has scored the other finds stored.
 """
 
 import argparse
@@ -167,7 +168,9 @@ def _evals(models: Sequence[str], *, timed: bool) -> tuple[str, ...]:
 
 
 def _budget_overlays(given: argparse.Namespace, costs: Stage) -> list[str] | None:
-    """Return the budgets that the measured costs lead to, or None before these are there."""
+    """Return the budgets that the measured costs lead to, none if they are given, or None before costs are there."""
+    if any(overlay.startswith("search.budgets=") for overlay in given.overlays):
+        return []
     with open_workspace(costs.recipe, given.home, costs.overlays) as workspace:
         plan = workspace.plan(workspace.selection(["cost_model"], None))
         # Fresh by its own inputs it also is where these are to be measured again, for another seed say.

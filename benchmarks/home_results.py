@@ -3,11 +3,13 @@
     python benchmarks/home_results.py --home HOME --recipe h100-50-layers --out benchmarks/results/50_layers.json
 
 Every figure is a row of the home's tables; provenance says which commit, device and libraries made it. Beside FILE.json
-there is FILE.md with the tables of docs/fifty-layers.md. Pictures are the report's own.
+there is FILE.md with the progression beside the published one, and the budgets. Pictures are the report's own.
 """
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,29 +155,31 @@ def _published() -> list[Row]:
 
 
 def tables_of(home: Path, recipe: str) -> dict[str, pa.Table]:
+    """Return the tables of one recipe that result files and pictures are made of."""
     lake = Lake(home)
     return {name: lake.read(name, recipe) for name in _READ}
 
 
 def columns_of(table: pa.Table, columns: Sequence[str]) -> list[Row]:
+    """Return a table's rows with these columns; none: with all that say more than the recipe's name."""
     shown = columns or [name for name in table.column_names if name not in ("recipe", "version")]
     return table.select(list(shown)).to_pylist()
 
 
 def _comparisons(home: Path, recipe: str, leaderboard: Sequence[Row]) -> list[Row]:
-    """Return what `apriel compare` says over all tasks of each model (A) and the teacher, and of what the search
-    found and each step of the schedule.
+    """Return what `apriel compare` says over all tasks, p-values of each pair by itself.
+
+    Each model (A) stands against the teacher, and each that is neither teacher nor a step of the schedule against
+    each of these steps.
     """
     answered = [row for row in leaderboard if row["accuracy"] is not None]
-    of_kind = {
-        kind: [row["model"] for row in answered if row["kind"] == kind] for kind in ("teacher", "progressive")
-    }
-    earlier = {name for names in of_kind.values() for name in names}
+    teacher, steps = (
+        [row["model"] for row in answered if row["kind"] == kind] for kind in ("teacher", "progressive")
+    )
     lake = Lake(home)
     found = []
-    for model in (row["model"] for row in answered if row["kind"] != "teacher"):
-        others = of_kind["teacher"] + ([] if model in earlier else of_kind["progressive"])
-        for other in others:
+    for model in (row["model"] for row in answered if row["model"] not in teacher):
+        for other in teacher if model in steps else [*teacher, *steps]:
             rows = compare_models(lake, f"{recipe}:{model}", f"{recipe}:{other}").rows
             found += [
                 {"a_model": model, "b_model": other, **row.as_json()} for row in rows if row.task == OVERALL
@@ -191,6 +195,7 @@ def provenance_of(home: Path, recipe: str) -> list[dict[str, Any]]:
 
 
 def origin(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return commits, devices, libraries and seeds that artifacts were made by."""
     return {
         "code": sorted({own["code"] for own in provenance}),
         "device": sorted({own["device"] for own in provenance}),
@@ -200,13 +205,15 @@ def origin(provenance: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def letters(placement: Sequence[str]) -> str:
+    """Return the first letter of each layer's mixer."""
     return "".join(mixer[0] for mixer in placement)
 
 
 def write_rows(out: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with a line for each row of a table."""
+    """Write the command of this process and the content as JSON, with a line for each row of a table."""
+    command = shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     parts = []
-    for name, value in _rounded(dict(content)).items():
+    for name, value in _rounded({"command": command, **content}).items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             text = "[\n" + ",\n".join(f"  {json.dumps(row)}" for row in value) + "\n ]"
         else:
@@ -248,8 +255,9 @@ def main() -> None:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--others", nargs="+", default=[], help="recipes that searched the same budgets")
     given = parser.parse_args()
-    write_results(given.home, given.recipe, given.out, given.pictures)
+    write_results(given.home, given.recipe, given.out, given.pictures, given.others)
 
 
 if __name__ == "__main__":

@@ -119,15 +119,23 @@ def test_results_say_what_compare_says_of_each_model_and_teacher(world):
 
 
 def test_over_seeds_says_what_compare_says_of_the_pairs(world):
-    said = over_seeds.over_seeds([world], "tiny")
-    models = {row["model"] for row in said["over_seeds"]}
-    assert models
-    assert "safe" not in models
-    for row in said["over_seeds"]:
-        alone = compare_models(Lake(world), row["model"], "safe").rows
+    said = over_seeds.over_seeds([world], "tiny")["comparisons"]
+    pairs = {(row["a_model"], row["b_model"]) for row in said}
+    assert {b for _, b in pairs} > {"safe"}, "also against the same placement before joint training"
+    for row in said:
+        alone = compare_models(Lake(world), row["a_model"], row["b_model"]).rows
         same = next(own for own in alone if (own.task, own.metric) == (row["task"], row["metric"]))
         assert {name: row[name] for name in same.as_json()} == same.as_json()
-        assert row["accuracy_by_seed"] == [next(own.a for own in alone if own.metric == "accuracy")]
+    assert {row["seed"] for row in said} == {None, 0}
+
+
+def test_seeds_with_other_budgets_are_refused(world, monkeypatch):
+    seeds = iter([0, 1])
+    monkeypatch.setattr(over_seeds, "_seed", lambda home, recipe: next(seeds))
+    pairs = iter([[("b0.44", "safe")], [("b0.41", "safe")]])
+    monkeypatch.setattr(over_seeds, "_pairs", lambda rows: next(pairs))
+    with pytest.raises(SystemExit, match=r"has b0.41, .* has b0.44; search the same budgets"):
+        over_seeds.over_seeds([world, world], "tiny")
 
 
 def test_a_seed_counts_once(world):
@@ -138,7 +146,7 @@ def test_a_seed_counts_once(world):
 def test_budgets_wait_for_costs_that_are_to_be_measured_again(world, tiny_recipe_file, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(world, home)
-    given = argparse.Namespace(home=home, layers=4, full_layers=[2, 1])
+    given = argparse.Namespace(home=home, layers=4, full_layers=[2, 1], overlays=[])
 
     def budgets(*overlays):
         stage = Stage(recipe=str(tiny_recipe_file), overlays=overlays)
@@ -146,6 +154,8 @@ def test_budgets_wait_for_costs_that_are_to_be_measured_again(world, tiny_recipe
 
     assert len(json.loads(budgets()[0].partition("=")[2])) == 2
     assert budgets("costs.batch_size=2") is None
+    given.overlays = ["search.budgets=[0.4]"]
+    assert budgets("costs.batch_size=2", *given.overlays) == []
 
 
 def test_search_by_surrogate_can_be_left_out(monkeypatch):

@@ -71,7 +71,7 @@ def _placed(
 ) -> list[dict[str, Any]]:
     """Return a row per placement: what all share, where they come from, and what is the placement's own."""
     before = parent.table("checkpoints").to_pylist()[0]
-    shared = {**row, "parent": None, "total_tokens": before["total_tokens"] + row["tokens"]}
+    shared = {**row, "parent": before["model"], "total_tokens": before["total_tokens"] + row["tokens"]}
     return [
         {
             **shared,

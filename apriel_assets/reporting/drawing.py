@@ -148,7 +148,6 @@ def diagonal(axes: Axes) -> None:
     axes.set(xlim=ends, ylim=ends)
 
 
-_NUM_BESIDE = 8  # of a name's places, those that need no line to its point
 _LEADER = {"arrowstyle": "-", "lw": 0.5, "color": INK, "shrinkA": 0, "shrinkB": 3}
 
 
@@ -168,35 +167,43 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, str | Non
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]
     for (x, y), (at_x, at_y, name, whose) in zip(places, points, strict=True):
         width = 5.0 * len(name)  # of text at 8 points, roughly
-        boxes = {(dx, dy): (x + dx, y + dy, x + dx + width, y + dy + 8) for dx, dy in _label_offsets(width)}
+        beside, off = _label_offsets(width)
+        boxes = {(dx, dy): (x + dx, y + dy, x + dx + width, y + dy + 8) for dx, dy in (*beside, *off)}
         inside = [own for own, box in boxes.items() if left < box[0] and bottom < box[1] and box[3] < top + 6]
         # Nearest first, so of several that are free the nearest.
         best = min(inside or boxes, key=lambda own: sum(_overlap(boxes[own], other) for other in taken))
         taken.append(boxes[best])
-        side, shift = (
-            ("left", 0) if best[0] > 0 else ("right", width) if best[0] < -width else ("center", width / 2)
-        )
+        anchor, share = _anchor(best[0], width)
         label = axes.annotate(
             name,
             (at_x, at_y),
-            xytext=(best[0] + shift, best[1]),
+            xytext=(best[0] + share * width, best[1]),
             textcoords="offset points",
             fontsize=8,
-            ha=side,
+            ha=anchor,
             va="bottom",
-            arrowprops=None if best in list(boxes)[:_NUM_BESIDE] else _LEADER,
+            arrowprops=None if best in beside else _LEADER,
         )
         tag(label, whose)
 
 
-def _label_offsets(width: float) -> list[tuple[float, float]]:
-    """Return where a name may stand, as its lower left corner relative to the point, in points: nearest first."""
+def _label_offsets(width: float) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return where a name may stand beside its point, and where off it, nearest first.
+
+    Each is its lower left corner relative to the point, in points.
+    """
     right, left = ([(dx, dy) for dy in (3.0, -11.0, -4.0)] for dx in (5.0, -5 - width))
-    found = [*right, (-width / 2, 5.0), (-width / 2, -13.0), *left]
-    for reach in (14, 24, 34, 46):
-        sides = (float(reach), -reach - width, -width / 2)
-        found += [(dx, dy) for dx in sides for dy in (float(reach), -reach - 8.0)]
-    return found
+    off = []
+    for reach in (14.0, 24.0, 34.0, 46.0):
+        off += [(dx, dy) for dx in (reach, -reach - width, -width / 2) for dy in (reach, -reach - 8)]
+    return [*right, (-width / 2, 5.0), (-width / 2, -13.0), *left], off
+
+
+def _anchor(dx: float, width: float) -> tuple[Literal["left", "center", "right"], float]:
+    """Return the end of a name that is next to its point, and how far along the name that is, from 0 to 1."""
+    if dx > 0:
+        return "left", 0.0
+    return ("right", 1.0) if dx < -width else ("center", 0.5)
 
 
 def _overlap(a: Box, b: Box) -> float:
