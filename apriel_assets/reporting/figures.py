@@ -125,6 +125,7 @@ def quality_against_speed(leaderboard: Rows, published: Rows) -> Figure | None:
     axes.set_xlabel("decode speed-up over the teacher, measured")
     axes.set_ylabel("accuracy over the teacher's" if teacher else "accuracy")
     axes.margins(x=0.12)
+    _explain_colours(axes)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     label_points(axes, labels)
     return figure
@@ -156,12 +157,23 @@ def quality_over_replaced(leaderboard: Rows, published: Rows, num_layers: int) -
         tag(axes.plot(*zip(*points, strict=True), "x--", color=ORANGE, label=_PUBLISHED), PUBLISHED)
         titles = [(x, y, _published_title(row), PUBLISHED) for (x, y), row in zip(points, h1, strict=True)]
         hover_points(axes, titles)
-        axes.legend(loc="lower left")
+        labels += [
+            (*own, row["model"], PUBLISHED)
+            for own, row in zip(points, h1, strict=True)
+            if row["num_replaced"]
+        ]
+    _explain_colours(axes)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     axes.set_xlabel("share of layers without full attention")
     axes.set_ylabel("accuracy over the teacher's")
     axes.margins(x=0.08)
     label_points(axes, labels)
     return figure
+
+
+def _explain_colours(axes: Axes) -> None:
+    for colour, name in ((BLUE, "teacher and H-k"), (GREEN, "other models")):
+        axes.plot([], [], "o", ms=4, color=colour, label=name)
 
 
 @picture
