@@ -155,9 +155,20 @@ def _published() -> list[Row]:
 
 
 def tables_of(home: Path, recipe: str) -> dict[str, pa.Table]:
-    """Return the tables of one recipe that result files and pictures are made of."""
+    """Return the tables of one recipe that result files and pictures are made of.
+
+    Raises:
+        SystemExit: there are none.
+    """
+    if not (home / "lake").is_dir():
+        raise SystemExit(f"{home} is no home with results; give the directory that --home named")
     lake = Lake(home)
-    return {name: lake.read(name, recipe) for name in _READ}
+    tables = {name: lake.read(name, recipe) for name in _READ}
+    if not any(table.num_rows for table in tables.values()):
+        raise SystemExit(
+            f"{home} has no results of a recipe {recipe!r}; give the name that its results go by"
+        )
+    return tables
 
 
 def columns_of(table: pa.Table, columns: Sequence[str]) -> list[Row]:

@@ -30,18 +30,21 @@ def over_seeds(homes: Sequence[Path], recipe: str) -> dict[str, Any]:
         recipe: name under which the lakes have their rows.
 
     Raises:
-        SystemExit: two homes of one seed, whose answers are no more than those of one, or other budgets.
+        SystemExit: no such home or recipe, two homes of one seed, whose answers are no more than those of one, or other
+            budgets.
     """
+    tables = {home: tables_of(home, recipe) for home in homes}
     lakes = {_seed(home, recipe): Lake(home) for home in homes}
     if len(lakes) < len(homes):
         raise SystemExit(f"{len(homes)} homes, but seeds {', '.join(map(str, lakes))}; give one home a seed")
     found: dict[str, list[Row]] = {"comparisons": [], "placements": [], "mixer_costs": [], "audit": []}
     pairs = []
     for seed, home in zip(lakes, homes, strict=True):
-        tables = tables_of(home, recipe)
         for table in ("mixer_costs", "audit"):
-            found[table] += [{"seed": seed, **row} for row in columns_of(tables[table], TABLES[table])]
-        rows = [row for row in tables["checkpoints"].to_pylist() if row["kind"] in ("placement", "release")]
+            found[table] += [{"seed": seed, **row} for row in columns_of(tables[home][table], TABLES[table])]
+        rows = [
+            row for row in tables[home]["checkpoints"].to_pylist() if row["kind"] in ("placement", "release")
+        ]
         found["placements"] += [
             {"seed": seed, "model": row["model"], "placement": letters(row["placement"])} for row in rows
         ]

@@ -5,8 +5,8 @@
 Finished assets are kept, a training that was cut goes on from its last saved state. `--carry` names one file: where it
 exists and the home does not, the home is made of it, and at the end it is written again (`resources/packed_home.py`:
 without training states, and without weights that nothing unfinished reads). `--join` takes over what other homes of
-the same recipe have. Exit code 0: all is up to date and `--out`
-is written; 75: to be continued by the same command; 1: a step failed, what was finished before is kept and packed.
+the same recipe have. Exit code 0: all is up to date and `--out` is written; 75: to be continued by the same command; 1:
+the input is wrong or a step failed, what was finished before is kept and packed.
 """
 
 import argparse
@@ -70,11 +70,17 @@ class Clock:
 
 
 def bring_forward(home: Path, stages: Sequence[Stage], clock: Clock) -> Outcome:
-    """Run stage after stage until all are up to date, time is up or one fails, whose traceback is printed."""
+    """Run stage after stage until all are up to date, time is up or one fails.
+
+    Of what the user can mend one line is printed, of all else the traceback.
+    """
     try:
         with interrupts.caught(), _ended_at(clock), listeners.listening(interrupts.heed):
             for stage in stages:
                 _run(home, stage, clock)
+    except UserError as error:
+        clock.say(str(error))
+        return "failed"
     except (Exception, KeyboardInterrupt) as error:
         if interrupts.caused(error):
             clock.say("time is up, or interrupted: finished work is kept")
@@ -160,9 +166,13 @@ def open_home(given: argparse.Namespace, clock: Clock) -> Path:
     What a recipe names by a relative path lies in the home, so that the home may be moved.
 
     Raises:
-        SystemExit: a kernel library is missing, or a home cannot be joined.
+        SystemExit: a kernel library is missing, the recipe is none, or a home cannot be joined.
     """
     _check_kernels(given.overlays)
+    try:
+        load_recipe(given.recipe, given.overlays)  # before a teacher is trained for it
+    except UserError as error:
+        raise SystemExit(str(error)) from error
     for name in ("home", "carry", "out", "pictures"):
         if (path := getattr(given, name)) is not None:
             setattr(given, name, path.absolute())

@@ -258,6 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", nargs="+", help="names of homes; all if not given")
     parser.add_argument("--small", action="store_true", help="a few layers and steps, for a CPU")
     given = parser.parse_args(arguments)
+    # A GPU that is not there would be a CPU, silently.
+    if 0 < torch.cuda.device_count() < given.gpus:
+        parser.error(f"--gpus {given.gpus}: there is {torch.cuda.device_count()}")
     given.directory = given.directory.absolute()
     given.directory.mkdir(parents=True, exist_ok=True)
     for name in ("teacher", "smollm2"):

@@ -129,6 +129,17 @@ def test_over_seeds_says_what_compare_says_of_the_pairs(world):
     assert {row["seed"] for row in said} == {None, 0}
 
 
+@pytest.mark.parametrize(
+    "results", [home_results.collect, lambda *own: over_seeds.over_seeds([own[0]], own[1])]
+)
+def test_results_of_what_is_not_there_are_refused(world, tmp_path, results):
+    with pytest.raises(SystemExit, match="is no home with results"):
+        results(tmp_path / "nowhere", "tiny")
+    with pytest.raises(SystemExit, match="has no results of a recipe 'nope'"):
+        results(world, "nope")
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_seeds_with_other_budgets_are_refused(world, monkeypatch):
     seeds = iter([0, 1])
     monkeypatch.setattr(over_seeds, "_seed", lambda home, recipe: next(seeds))

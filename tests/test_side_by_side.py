@@ -130,3 +130,12 @@ def test_an_error_ends_the_programs_that_run(run, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run(("long", 0, {}), ("other", 0, {}))
     assert [process.returncode for process in started] == [-15, -15]
+
+
+def test_more_gpus_than_there_are_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(side_by_side.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit) as error:
+        side_by_side.main(["--directory", str(tmp_path / "d"), "--gpus", "2"])
+    assert error.value.code == 2
+    assert "--gpus 2: there is 1" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
