@@ -1,7 +1,7 @@
 """The 50-layer experiment on one GPU: teacher, progressive conversion, supernet and search, in calls of some minutes.
 
     python benchmarks/h100_50_layers.py --home H --minutes 8 --carry home.packed \
-        --out benchmarks/results/50_layers.json --pictures docs/images/fifty
+        --out benchmarks/results/50_layers.json --pictures pictures/50
 
 until it exits with 0 (75: to be continued). Recipe `h100-50-layers`; what each call does, and what it takes:
 docs/running-fifty-layers.md. `--carry` lets the calls be on different machines.

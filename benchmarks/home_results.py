@@ -24,6 +24,7 @@ from apriel_assets.reporting.search_sections import teacher_accuracy
 from apriel_assets.tables.published import published_rows
 from apriel_assets.tables.schemas import to_table
 from resources.artifact_store import PROVENANCE
+from resources.atomic import replaced_file
 from resources.lake import Lake
 
 Row = dict[str, Any]
@@ -231,7 +232,8 @@ def write_rows(out: Path, content: Mapping[str, Any]) -> None:
             text = json.dumps(value, indent=1).replace("\n", "\n ")
         parts.append(f" {json.dumps(name)}: {text}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    with replaced_file(out) as temporary:  # a cut leaves the former results
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def _rounded(value: Any) -> Any:
